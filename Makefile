@@ -1,0 +1,119 @@
+# The two commands: `make demo` runs the main job, `make test` checks everything. Each sets itself up.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough; asked for its version because a shim may stand in for one that is missing.
+PYTHON ?= $(firstword $(foreach candidate,python3.13 python3.12 python3.11 python3 python,$(shell $(candidate) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(candidate))))
+
+# What `sam build` makes the artifact for; tests/template holds these equal to template.yaml.
+LAMBDA_PYTHON := 3.13
+LAMBDA_PLATFORM := aarch64-manylinux_2_28
+
+DEMO ?=
+
+.PHONY: help
+help: ## Print this help
+	@echo "make demo       a flood of orders becomes rows, on this machine (DEMO='--events 5000 --seed 7' varies it)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / && $$1 != "demo" { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.local-installed ## Run the demo
+	@$(BIN)/spillway demo $(DEMO)
+
+.PHONY: up
+up: $(VENV)/.local-installed ## Keep the local stack running in the foreground
+	@$(BIN)/spillway up
+
+.PHONY: test
+test: lint unit template integration stack ## Run every check and test
+
+.PHONY: lint
+lint: $(VENV)/.dev-installed ## Check style, types and generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/spillway generate --check
+
+PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: unit
+unit: $(VENV)/.dev-installed ## Run the tests without I/O
+	$(PYTEST) tests/unit
+
+.PHONY: template
+template: $(VENV)/.dev-installed ## Validate, lint and assert template.yaml, raw and translated
+	$(PYTEST) tests/template
+
+.PHONY: integration
+integration: $(VENV)/.dev-installed ## Run the tests on PostgreSQL
+	$(PYTEST) tests/integration
+
+.PHONY: stack
+stack: $(VENV)/.dev-installed ## Run the tests on the whole local stack
+	$(PYTEST) tests/stack
+
+.PHONY: bench
+bench: $(VENV)/.dev-installed ## Run the benchmarks (about 10 minutes)
+	$(BIN)/python -m bench.write_path
+	$(BIN)/python -m bench.cold_start
+	$(BIN)/python -m bench.stack
+
+.PHONY: generate
+generate: $(VENV)/.dev-installed ## Write the schemas, the AsyncAPI document and the samples anew
+	$(BIN)/spillway generate
+
+.PHONY: format
+format: $(VENV)/.dev-installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lock
+lock: $(VENV)/.dev-installed ## Pin every dependency anew, with hashes
+	$(BIN)/uv pip compile $(COMPILE) pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile $(COMPILE) pyproject.toml --group local -c requirements.txt -o requirements-local.txt
+	$(BIN)/uv pip compile $(COMPILE) pyproject.toml --group dev -c requirements-local.txt -o requirements-dev.txt
+
+COMPILE = --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
+
+.PHONY: clean
+clean: ## Remove what was built and installed here
+	rm -rf $(VENV) .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── set-up ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# A mark is written only after everything before it succeeded, so an interrupted set-up is done again.
+$(VENV)/.local-installed: requirements-local.txt pyproject.toml
+	@$(call install,requirements-local.txt)
+	@touch $@
+
+$(VENV)/.dev-installed: requirements-dev.txt pyproject.toml
+	@$(call install,requirements-dev.txt)
+	@touch $@ $(VENV)/.local-installed
+
+define install
+	test -n "$(PYTHON)" || { echo "Spillway needs Python 3.11 or newer, and found none. Install it, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	echo "Setting up $(VENV) with $$($(PYTHON) --version) from $(1) ..."; \
+	test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-warn-script-location --require-hashes --no-deps -r $(1); \
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+endef
+
+# ── the Lambda artifact ──────────────────────────────────────────────────────────────────────────────────────────────
+# Called by `sam build` (BuildMethod: makefile) with ARTIFACTS_DIR set. uv picks wheels for Lambda's Python and processor
+# whatever runs here; boto3 is in the managed runtime and stays out.
+.PHONY: build-%
+build-%: $(VENV)/.dev-installed
+	@$(MAKE) artifact
+
+.PHONY: artifact
+artifact: $(VENV)/.dev-installed
+	@test -n "$(ARTIFACTS_DIR)" || { echo "ARTIFACTS_DIR is not set: run 'sam build', or name a folder" >&2; exit 1; }
+	$(BIN)/uv pip install --quiet --target "$(ARTIFACTS_DIR)" --python-platform $(LAMBDA_PLATFORM) --python-version $(LAMBDA_PYTHON) --only-binary :all: --require-hashes --no-deps -r requirements.txt
+	cp -R workers "$(ARTIFACTS_DIR)/"
+	find "$(ARTIFACTS_DIR)" \( -name __pycache__ -o -name tests \) -type d -prune -exec rm -rf {} +
+	rm -rf "$(ARTIFACTS_DIR)/bin"

@@ -1,0 +1,57 @@
+"""`spillway migrate`: bring a database to what this version of the workers needs."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import psycopg
+import typer
+
+from spillway.errors import SpillwayError
+from spillway.stack.state import read_state
+from workers.migrate import runner
+from workers.migrate.roles import LoginRole, ensure_roles
+
+PASSWORD_VARIABLE = "SPILLWAY_APP_PASSWORD"  # noqa: S105  (a name)
+
+
+def migrate(
+    *,
+    dsn: Annotated[
+        str | None, typer.Option(help="The database, directly and not through a proxy (default: the local stack's).")
+    ] = None,
+    user: Annotated[str, typer.Option(help="The workers' login role.")] = "spillway_app",
+    statement_timeout: Annotated[
+        int, typer.Option(min=1, max=300, help="Seconds; template.yaml's DatabaseStatementTimeout.")
+    ] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be applied.")] = False,
+) -> None:
+    """Create the roles, then apply what is pending, all in one transaction. Safe to repeat and to run twice at once.
+
+    The login role's password is taken from SPILLWAY_APP_PASSWORD; without it the role is for IAM authentication (on
+    RDS) and an existing password stays as it is.
+
+    Exit status: 0 the database is up to date; 1 nothing was changed, and why.
+    """
+    if dsn is None:
+        state = read_state()
+        if state is None:
+            raise SpillwayError("No database is named and no local stack is running.", "Pass --dsn postgresql://...")
+        dsn = state.dsn
+    migrations = runner.load()
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+            if dry_run:
+                pending = [migration.name for migration in runner.pending(connection, migrations)]
+            else:
+                password = os.environ.get(PASSWORD_VARIABLE)
+                ensure_roles(connection, LoginRole.with_timeouts(user, password, statement_timeout))
+                pending = runner.migrate(connection, migrations)
+    except psycopg.Error as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise SpillwayError(
+            f"The database refused: {first}.", "Check the DSN and that its role may create roles."
+        ) from error
+    verb = "would apply" if dry_run else "applied"
+    typer.echo("\n".join(f"{verb} {name}" for name in pending) or "Nothing to do: the database is up to date.")

@@ -1,0 +1,162 @@
+"""`spillway up`: the local stack in the foreground, for other terminals to use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import psycopg
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from spillway import screens
+from spillway.errors import SpillwayError
+from spillway.interrupts import interrupts
+from spillway.stack.local import LocalStack, StackOptions
+from spillway.stack.processes import Processes
+from spillway.stack.snapshot import Snapshot, status_file, take
+from spillway.stack.state import StackState, read_state, remove_state, write_state
+from spillway.stack.template import TEMPLATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: How often the status line is refreshed on a terminal, and elsewhere printed if it changed, in seconds.
+REFRESH_S = 1.0
+PRINT_S = 10.0
+
+
+def up(
+    *,
+    sqs_endpoint: Annotated[
+        str | None, typer.Option(help="An SQS-compatible server, or AWS's own, instead of the embedded one.")
+    ] = None,
+    sqs_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the embedded SQS server.")] = None,
+    postgres_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of PostgreSQL.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Keep PostgreSQL's data here from run to run.")] = None,
+    ramp: Annotated[bool, typer.Option(help="Scale up as slowly as Lambda does.")] = True,
+    parameter: Annotated[list[str], typer.Option("--parameter", "-P", help="A template parameter, Name=value.")] = [],  # noqa: B006  (typer copies it)
+    template: Annotated[Path, typer.Option(help="The SAM template to run.")] = TEMPLATE,
+) -> None:
+    """Run the local stack in the foreground until Ctrl-C.
+
+    It is made from template.yaml: the same queues, batch sizes, windows, times and concurrency. While it runs,
+    `spillway send`, `spillway status`, psql and any AWS SDK work against it from other terminals.
+
+    Exit status: 0 after Ctrl-C; 1 when something could not start or died.
+    """
+    console = screens.console()
+    if (running := read_state()) is not None:
+        raise SpillwayError(
+            f"A local stack is running already (process {running.pid}, SQS at {running.endpoint_url}).",
+            "Use it, stop it, or set SPILLWAY_STATE to another file to run a second one.",
+        )
+    options = StackOptions(
+        sqs_endpoint=sqs_endpoint,
+        sqs_port=sqs_port,
+        postgres_port=postgres_port,
+        data_dir=data_dir,
+        ramp=ramp,
+        template=template,
+        parameters=dict(_pairs(parameter)),
+    )
+    with interrupts() as interrupted, Processes() as processes:
+        stack = LocalStack(processes, options)
+        if start(stack, console, interrupted):
+            try:
+                publish(stack)
+                describe(stack, console)
+                with psycopg.connect(stack.dsn, autocommit=True) as admin:
+                    watch(stack, console, interrupted, admin)
+            finally:
+                remove_state()
+        console.print("Stopping ...")
+        stack.stop()
+
+
+def start(stack: LocalStack, console: Console, interrupted: threading.Event) -> bool:
+    """Start `stack` and show what it is at; False if it was interrupted meanwhile."""
+    with console.status("Starting") as line:
+
+        def report(what: str) -> None:
+            if interrupted.is_set():
+                raise InterruptedError
+            line.update(what)
+
+        try:
+            stack.start(report)
+        except InterruptedError:
+            return False
+    return not interrupted.is_set()
+
+
+def publish(stack: LocalStack) -> None:
+    """Let other terminals find the stack."""
+    workers = stack.workers()
+    write_state(
+        StackState(
+            pid=os.getpid(),
+            endpoint_url=stack.endpoint_url,
+            region=stack.client.meta.region_name,
+            queues={name: stack.queue_urls[queue] for name, (queue, _) in workers.items()},
+            dead_letter_queues={name: stack.queue_urls[dead] for name, (_, dead) in workers.items() if dead},
+            dsn=stack.dsn,
+            started_at=time.time(),
+            log_dir=str(stack.log_dir),
+        )
+    )
+
+
+def describe(stack: LocalStack, console: Console) -> None:
+    """Print how to reach the stack."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("SQS endpoint", stack.endpoint_url)
+    for name, (queue, dead) in stack.workers().items():
+        table.add_row(f"{name} queue", stack.queue_urls[queue])
+        if dead:
+            table.add_row("  dead letters", stack.queue_urls[dead])
+    table.add_row("PostgreSQL", stack.dsn)
+    table.add_row("logs", str(stack.log_dir))
+    console.print(table, soft_wrap=True)
+    console.print("From another terminal: spillway send orders FILE.jsonl, spillway status, psql DSN. Ctrl-C stops.\n")
+
+
+def watch(
+    stack: LocalStack, console: Console, interrupted: threading.Event, admin: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    """Show the status line until interrupted. Raises StackError when a server dies."""
+    file = status_file(stack.log_dir)
+
+    def snapshots() -> Iterator[Snapshot]:
+        while not interrupted.is_set():
+            stack.check_alive()
+            snapshot = take(stack, admin)
+            file.write_bytes(msgspec.json.encode(snapshot))
+            yield snapshot
+
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for snapshot in snapshots():
+                live.update(snapshot.line(), refresh=True)
+                interrupted.wait(REFRESH_S)
+        return
+    shown = ""
+    for snapshot in snapshots():
+        if (line := snapshot.line()) != shown:
+            console.print(line, soft_wrap=True)
+            shown = line
+        interrupted.wait(PRINT_S)
+
+
+def _pairs(parameters: list[str]) -> Iterator[tuple[str, str]]:
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals:
+            raise SpillwayError(f"--parameter {parameter!r} has no value.", "Expected Name=value.")
+        yield name, value

@@ -1,0 +1,147 @@
+"""The main job as a check: what went in, what became of it, and whether the two agree."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psycopg
+from psycopg.rows import dict_row
+
+from spillway.history import Row
+from workers.runtime.dead_letters import PREFIX
+from workers.runtime.telemetry import OUTCOME_METRICS
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
+
+    from spillway.history import History
+    from spillway.stack.metrics import MetricStore
+
+_BYTE = re.compile(r" \(byte \d+\)$")
+
+#: Outcomes after which a message is done, in the order the summary lists them.
+DONE = ("applied", "stale", "duplicate", "rejected", "dead-lettered")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One statement about the run and whether it holds."""
+
+    holds: bool
+    statement: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run came to. `outcomes` are the workers' own counts, `dead_letters` counts by (reason, detail)."""
+
+    sent: int
+    outcomes: dict[str, int]
+    given_back: dict[str, int]
+    redelivered: int
+    dead_letters: dict[tuple[str, str], int]
+    rows: int
+    checks: list[Check]
+
+    @property
+    def holds(self) -> bool:
+        return all(check.holds for check in self.checks)
+
+
+def examine(
+    history: History,
+    *,
+    sent: int,
+    metrics: MetricStore,
+    admin: psycopg.Connection[Any],
+    client: SQSClient,
+    dead_letter_url: str,
+) -> Result:
+    """Compare what the workers counted, what the database holds and what the dead-letter queue holds with the truth."""
+    counts = {outcome: int(metrics.sum(name)) for outcome, name in OUTCOME_METRICS.items()}
+    done = {outcome: counts[outcome] for outcome in DONE if counts[outcome] or outcome != "rejected"}
+    expected = history.expected
+    claimed = admin.execute("SELECT count(*) FROM spillway.order_events").fetchone()
+    rows = read_rows(admin)
+    differing = sum(rows.get(key) != row for key, row in expected.rows.items()) + len(
+        rows.keys() - expected.rows.keys()
+    )
+    letters = peek_all(client, dead_letter_url)
+    broken = Counter(message.body for message in history.messages if message.kind in expected.poison)
+    total = sum(done.values())
+    unexplained = sum(_attribute(letter, "reason") == "" for letter in letters)
+    checks = [
+        Check(
+            total == sent == len(history.messages),
+            f"sent = {' + '.join(done)}: {sent:,} = {' + '.join(f'{count:,}' for count in done.values())}",
+        ),
+        Check(
+            counts["duplicate"] == expected.duplicates,
+            f"every repeated event changed nothing: {counts['duplicate']:,} of {expected.duplicates:,}",
+        ),
+        Check(
+            claimed == (expected.distinct,) and counts["applied"] + counts["stale"] == expected.distinct,
+            f"every distinct event took effect once: {counts['applied'] + counts['stale']:,} of {expected.distinct:,}",
+        ),
+        Check(
+            differing == 0,
+            f"rows equal the sequential reference: {len(expected.rows) - differing:,} of {len(expected.rows):,}",
+        ),
+        Check(
+            Counter(letter.get("Body", "") for letter in letters) == broken and not unexplained,
+            f"the dead letters are the broken messages, each with its reason: {len(letters):,} of {broken.total():,}",
+        ),
+    ]
+    return Result(
+        sent=sent,
+        outcomes=done,
+        given_back={name: count for name, count in counts.items() if count and name not in DONE},
+        redelivered=int(metrics.sum("Redelivered")),
+        dead_letters=dict(Counter(map(_cause, letters)).most_common()),
+        rows=len(rows),
+        checks=checks,
+    )
+
+
+def read_rows(connection: psycopg.Connection[Any]) -> dict[str, Row]:
+    """The orders in the database, in the reference's shape, by order id."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            "SELECT order_id, version, event_id, status, customer, currency, items, total, placed_at, updated_at,"
+            " cancelled_at, reason FROM spillway.orders"
+        )
+        return {row["order_id"]: msgspec.convert(row, Row) for row in cursor}
+
+
+def peek_all(client: SQSClient, url: str) -> list[MessageTypeDef]:
+    """Every message of a queue; each is made visible again."""
+    messages: dict[str, MessageTypeDef] = {}
+    while batch := client.receive_message(
+        QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=0, VisibilityTimeout=120, MessageAttributeNames=["All"]
+    ).get("Messages"):
+        messages.update((message["MessageId"], message) for message in batch)
+    found = list(messages.values())
+    for start in range(0, len(found), 10):
+        client.change_message_visibility_batch(
+            QueueUrl=url,
+            Entries=[
+                {"Id": str(index), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0}
+                for index, message in enumerate(found[start : start + 10])
+            ],
+        )
+    return found
+
+
+def _attribute(message: MessageTypeDef, name: str) -> str:
+    attribute = message.get("MessageAttributes", {}).get(PREFIX + name)
+    return attribute.get("StringValue", "") if attribute else ""
+
+
+def _cause(message: MessageTypeDef) -> tuple[str, str]:
+    # Where in the text a parser gave up differs from message to message and is no cause of its own.
+    return _attribute(message, "reason"), _BYTE.sub("", _attribute(message, "detail"))

@@ -1,0 +1,249 @@
+"""A seeded history of orders as a queue would deliver it, and the truth that any worker must arrive at."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from spillway.poison import POISON
+from workers.orders.contract import CancelledOrder, Item, OrderCancelled, OrderEvent, OrderPlaced, UpdatedOrder
+from workers.runtime.envelope import EventDecoder
+
+VALID = "valid"
+DUPLICATE = "duplicate"
+
+#: How far apart, in messages, two neighbours may end up: about what a standard queue does under load.
+_SHUFFLE = 60
+#: A duplicate comes at most this many messages after the first one.
+_DUPLICATE_GAP = 2_000
+#: Events that carry a version some other event of their order has, too: the event id decides.
+_CONFLICTS = 0.01
+_CANCELLED = 0.15
+#: Zipf's exponent and shift for how often an order changes: a few hot ones, a long tail.
+_POPULARITY, _FLATTEN = 1.1, 20
+
+_CURRENCIES = ("EUR", "EUR", "EUR", "USD", "USD", "GBP", "CHF", "SEK", "JPY")
+_REASONS = ("changed my mind", "found it cheaper", "délai trop long", "在庫切れ", "paid twice 🙈", "")
+_START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
+_STEP = timedelta(milliseconds=250)
+
+
+class Message(NamedTuple):
+    """One message: its body and its kind, which is VALID, DUPLICATE or a key of POISON."""
+
+    body: str
+    kind: str
+
+
+class Row(msgspec.Struct, kw_only=True, frozen=True):
+    """The state of one order; `status` is `placed`, `updated` or `cancelled`, `reason` "" unless it is cancelled."""
+
+    order_id: str
+    version: int
+    event_id: UUID
+    status: str
+    customer: str
+    currency: str
+    items: list[Item]
+    total: int
+    placed_at: datetime
+    updated_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    reason: str = ""
+
+
+class Expected(msgspec.Struct, kw_only=True, frozen=True):
+    """The truth about a history. applied + stale must equal `distinct`; their split depends on the arrival order."""
+
+    rows: dict[str, Row]
+    distinct: int
+    duplicates: int
+    poison: dict[str, int]
+
+    @property
+    def poison_by_reason(self) -> dict[str, int]:
+        """Poison messages by the reason a worker gives."""
+        reasons: Counter[str] = Counter()
+        for kind, count in self.poison.items():
+            reasons[str(POISON[kind].reason)] += count
+        return dict(reasons)
+
+
+class History(msgspec.Struct, frozen=True, dict=True):
+    """Messages in the order in which they are sent."""
+
+    messages: list[Message]
+
+    @cached_property
+    def expected(self) -> Expected:
+        """What becomes of the messages, worked out from their bodies."""
+        decode = EventDecoder[OrderEvent](OrderEvent).decode
+        kinds = Counter(message.kind for message in self.messages)
+        valid = [decode(message.body) for message in self.messages if message.kind == VALID]
+        return Expected(
+            rows=reference_rows(valid),
+            distinct=kinds.pop(VALID, 0),
+            duplicates=kinds.pop(DUPLICATE, 0),
+            poison=dict(sorted(kinds.items())),
+        )
+
+
+def reference_rows(events: Iterable[OrderEvent]) -> dict[str, Row]:
+    """The orders after `events`, one at a time in any order: the highest (version, event id) of an order wins."""
+    rows: dict[str, Row] = {}
+    for event in events:
+        row = rows.get(event.data.order_id)
+        if row is None or (event.data.version, event.id) > (row.version, row.event_id):
+            rows[event.data.order_id] = _row(event)
+    return rows
+
+
+def _row(event: OrderEvent) -> Row:
+    data = event.data
+    status = {OrderPlaced: "placed", OrderCancelled: "cancelled"}.get(type(event), "updated")
+    return Row(
+        order_id=data.order_id,
+        version=data.version,
+        event_id=event.id,
+        status=status,
+        customer=data.customer,
+        currency=data.currency,
+        items=data.items,
+        total=data.total,
+        placed_at=data.placed_at,
+        updated_at=data.updated_at if isinstance(data, UpdatedOrder) else None,
+        cancelled_at=data.cancelled_at if isinstance(data, CancelledOrder) else None,
+        reason=data.reason if isinstance(data, CancelledOrder) else "",
+    )
+
+
+def generate(
+    events: int = 20_000,
+    seed: int = 1,
+    duplicates: float = 0.05,
+    poison: float = 0.01,
+    orders: int | None = None,
+) -> History:
+    """Exactly `events` messages, the same for the same arguments.
+
+    `duplicates` and `poison` are shares of all messages: repeats of an earlier event, and broken ones, all kinds
+    equally often. `orders` is how many orders the changes are spread over, by default a quarter of the messages.
+    Raises ValueError for shares that do not fit.
+    """
+    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
+        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
+    broken, repeated = round(events * poison), round(events * duplicates)
+    valid = events - broken - repeated
+    if repeated and not valid:
+        raise ValueError("Expected at least one valid event to repeat")
+    rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
+    shop = _Shop(rng, orders or max(1, events // 4))
+    placed: list[tuple[float, Message]] = []
+    for position, event in enumerate(shop.changes(valid)):
+        place = position + rng.random() * _SHUFFLE
+        placed.append((place, Message(msgspec.json.encode(event).decode(), VALID)))
+    for first, message in _pick(rng, placed, repeated):
+        placed.append((first + rng.random() * _DUPLICATE_GAP, Message(message.body, DUPLICATE)))
+    kinds = sorted(POISON, key=lambda _: rng.random())
+    for number, event in enumerate(shop.changes(broken)):
+        kind = kinds[number % len(kinds)]
+        placed.append((rng.random() * (valid + _SHUFFLE), Message(POISON[kind].breaks(event, rng), kind)))
+    placed.sort(key=lambda entry: entry[0])
+    return History(messages=[message for _, message in placed])
+
+
+def _pick(rng: random.Random, placed: list[tuple[float, Message]], count: int) -> Iterator[tuple[float, Message]]:
+    """`count` of `placed`, each as often as any other give or take one."""
+    chosen = sorted(placed, key=lambda _: rng.random())
+    return (chosen[number % len(chosen)] for number in range(count))
+
+
+class _Shop:
+    """Orders as they are placed, changed and cancelled."""
+
+    def __init__(self, rng: random.Random, orders: int) -> None:
+        self._rng = rng
+        self._weights = list(accumulate(1 / (rank + _FLATTEN) ** _POPULARITY for rank in range(orders)))
+        self._orders: dict[int, dict[str, Any]] = {}
+        self._generation: Counter[int] = Counter()
+        self._count = 0
+
+    def changes(self, count: int) -> Iterator[dict[str, Any]]:
+        """The next `count` events, in the order in which they happened."""
+        slots = self._rng.choices(range(len(self._weights)), cum_weights=self._weights, k=count)
+        return map(self._change, slots)
+
+    def _change(self, slot: int) -> dict[str, Any]:
+        rng, moment = self._rng, _START + self._count * _STEP
+        self._count += 1
+        order = self._orders.get(slot)
+        if order is None:
+            order = self._orders[slot] = self._place(slot, moment)
+            return self._event("placed", order, moment)
+        if rng.random() >= _CONFLICTS:
+            order = order | {"version": order["version"] + 1}
+        order = order | _basket(rng) if rng.random() < 0.5 else dict(order)
+        self._orders[slot] = order
+        if rng.random() < _CANCELLED:
+            # The customer's next order takes the place of this one.
+            del self._orders[slot]
+            extra = {"cancelled_at": _stamp(moment), "reason": _choice(rng, _REASONS)}
+            return self._event("cancelled", order | extra, moment)
+        return self._event("updated", order | {"updated_at": _stamp(moment)}, moment)
+
+    def _place(self, slot: int, moment: datetime) -> dict[str, Any]:
+        self._generation[slot] += 1
+        return {
+            "order_id": f"ord-{slot:06}-{self._generation[slot]}",
+            "version": 1,
+            "customer": f"cus-{int(self._rng.paretovariate(0.7)) % 5_000:04}",
+            "currency": _choice(self._rng, _CURRENCIES),
+            **_basket(self._rng),
+            "placed_at": _stamp(moment),
+        }
+
+    def _event(self, what: str, order: dict[str, Any], moment: datetime) -> dict[str, Any]:
+        return {
+            "specversion": "1.0",
+            "id": _event_id(self._rng, moment),
+            "source": "/shop/checkout",
+            "type": f"order.{what}",
+            "subject": order["order_id"],
+            "time": _stamp(moment),
+            "data": order,
+        }
+
+
+def _basket(rng: random.Random) -> dict[str, Any]:
+    items: list[dict[str, Any]] = [
+        {
+            "sku": f"SKU-{int(rng.random() ** 2 * 2_000):05}",
+            "quantity": 1 + int(rng.random() ** 3 * 9),
+            "unit_price": 49 + 50 * int(rng.random() * 400),
+        }
+        for _ in range(1 + int(rng.random() ** 2 * 5))
+    ]
+    return {"items": items, "total": sum(item["quantity"] * item["unit_price"] for item in items)}
+
+
+def _choice(rng: random.Random, values: tuple[str, ...]) -> str:
+    return values[int(rng.random() * len(values))]
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _event_id(rng: random.Random, moment: datetime) -> str:
+    """A UUID of version 7 whose clock is `moment` and whose chance is `rng`."""
+    millisecond = int(moment.timestamp() * 1000)
+    bits = millisecond << 80 | 0x7 << 76 | rng.getrandbits(12) << 64 | 0b10 << 62 | rng.getrandbits(62)
+    return str(UUID(int=bits))

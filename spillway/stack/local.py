@@ -1,0 +1,238 @@
+"""The local stack: PostgreSQL, an SQS server and the event source mappings of template.yaml, as one thing to start."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from spillway.aws import is_local, sqs_client
+from spillway.stack.environment import ExecutionEnvironment
+from spillway.stack.errors import StackError
+from spillway.stack.event_source import RECEIVERS, EventSourceMapping, MappingConfig
+from spillway.stack.metrics import MetricStore
+from spillway.stack.postgres import PostgresServer
+from spillway.stack.queues import create_queues
+from spillway.stack.sqs_server import MinistackServer
+from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, Fleet, Function, load_fleet
+from workers.migrate.roles import LoginRole, ensure_roles
+from workers.migrate.runner import load, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TextIO
+
+    from mypy_boto3_sqs import SQSClient
+
+    from spillway.stack.mapping_stats import MappingStats
+    from spillway.stack.processes import Processes
+
+DATABASE = "spillway"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """How a local stack is to be run. Ports None: any free one. `parameters` override template.yaml's."""
+
+    sqs_endpoint: str | None = None
+    sqs_port: int | None = None
+    postgres_port: int | None = None
+    data_dir: Path | None = None
+    durable: bool = True
+    ramp: bool = True
+    template: Path = TEMPLATE
+    parameters: Mapping[str, Any] | None = None
+
+
+class LocalStack:
+    """Everything of one template.yaml, running on this machine; what it starts belongs to `processes`.
+
+    `start` and `stop` are for one thread; the rest may be called from any.
+    """
+
+    def __init__(self, processes: Processes, options: StackOptions | None = None) -> None:
+        self._processes = processes
+        self._options = options or StackOptions()
+        self._password = secrets.token_urlsafe(24)
+        self._outputs: dict[str, TextIO] = {}
+        self._output_lock = threading.Lock()
+        self.metrics = MetricStore()
+        self.mappings: dict[str, EventSourceMapping] = {}
+        self.queue_urls: dict[str, str] = {}
+        self.postgres: PostgresServer
+        self.fleet: Fleet
+        self.client: SQSClient
+        self.endpoint_url = ""
+        self.log_dir: Path
+        self._sqs_server: MinistackServer | None = None
+
+    def start(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Start everything, telling `report` what comes next. Raises StackError; the caller then closes `processes`."""
+        options = self._options
+        self.log_dir = self._processes.temporary_directory("spillway-logs-")
+        report("Starting PostgreSQL")
+        self.postgres = PostgresServer(
+            self._processes, directory=options.data_dir, port=options.postgres_port, durable=options.durable
+        )
+        self.postgres.start()
+        report("Reading template.yaml")
+        self.fleet = load_fleet(self._parameters(), options.template)
+        report("Migrating the database")
+        self._prepare_database()
+        report("Starting the SQS server")
+        self._start_sqs()
+        report("Starting the event source mappings")
+        for source in self.fleet.mappings:
+            queue, function = self.fleet.queues[source.queue], self.fleet.functions[source.function]
+            config = MappingConfig(
+                queue_url=self.queue_urls[source.queue],
+                queue_arn=queue.arn,
+                region=REGION,
+                fifo=queue.fifo,
+                batch_size=source.batch_size,
+                window_s=source.window_s,
+                maximum_concurrency=source.maximum_concurrency,
+                report_batch_item_failures=source.report_batch_item_failures,
+                function_timeout_s=function.timeout_s,
+                ramp=options.ramp,
+            )
+            mapping = EventSourceMapping(
+                config,
+                partial(self.sqs_client, connections=RECEIVERS + config.concurrency),
+                partial(self._environment, function),
+            )
+            mapping.start()
+            self.mappings[source.logical_id] = mapping
+
+    def stop(self, *, drain_s: float = 10.0) -> None:
+        """Stop receiving, let running invocations end for `drain_s` seconds, give back what is left, end everything."""
+        for mapping in self.mappings.values():
+            mapping.stop(drain=False, timeout_s=drain_s)
+        self.mappings.clear()
+        self._processes.close()
+        for output in self._outputs.values():
+            output.close()
+
+    @property
+    def dsn(self) -> str:
+        """The database as its superuser: for psql, not for workers."""
+        return self.postgres.dsn(DATABASE)
+
+    @property
+    def worker_dsn(self) -> str:
+        """The database as the workers see it."""
+        return self.postgres.dsn(DATABASE, self._user, self._password)
+
+    def stats(self) -> list[MappingStats]:
+        """A snapshot of every mapping."""
+        return [mapping.stats for mapping in self.mappings.values()]
+
+    def workers(self) -> dict[str, tuple[str, str]]:
+        """Queue and dead-letter queue, by logical id, of every worker by its name (the folder its handler is in)."""
+        return {
+            self.fleet.functions[source.function].handler.split(".")[1]: (
+                source.queue,
+                self.fleet.queues[source.queue].dead_letter_queue or "",
+            )
+            for source in self.fleet.mappings
+        }
+
+    def check_alive(self) -> None:
+        """Raise StackError if a server of the stack has died."""
+        if not self.postgres.running:
+            raise StackError("PostgreSQL has died.", f"The end of its log says:\n{self.postgres.log_tail()}")
+        if self._sqs_server is not None and not self._sqs_server.running:
+            raise StackError("The SQS server has died.", f"The end of its log says:\n{self._sqs_server.log_tail()}")
+
+    def log_tail(self, lines: int = 10) -> str:
+        """The last lines the functions logged."""
+        texts = [path.read_text(encoding="utf-8").splitlines() for path in sorted(self.log_dir.glob("*.log"))]
+        return "\n".join(line for text in texts for line in text[-lines:])
+
+    def connections(self, admin: psycopg.Connection[Any]) -> int:
+        """How many database connections the workers hold now."""
+        row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (self._user,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _parameters(self) -> dict[str, Any]:
+        # No proxy yet: the workers connect straight to the database, so there is nothing to wait for a borrow from.
+        local = {
+            "DatabaseHost": self.postgres.host,
+            "DatabasePort": self.postgres.port,
+            "DatabaseName": DATABASE,
+            "DatabaseAuth": "password",
+            "DatabasePassword": self._password,
+            "DatabaseSslMode": "disable",
+            "DatabaseBorrowTimeout": 0,
+        }
+        return local | dict(self._options.parameters or {})
+
+    @property
+    def _user(self) -> str:
+        return str(self.fleet.parameters["DatabaseUser"])
+
+    def _prepare_database(self) -> None:
+        with psycopg.connect(self.postgres.dsn(), autocommit=True) as admin:
+            if admin.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+                admin.execute(f"CREATE DATABASE {DATABASE}")
+        statement_timeout = int(self.fleet.parameters["DatabaseStatementTimeout"])
+        login = LoginRole.with_timeouts(self._user, self._password, statement_timeout)
+        with psycopg.connect(self.dsn, autocommit=True) as admin:
+            ensure_roles(admin, login)
+            migrate(admin, load())
+
+    def _start_sqs(self) -> None:
+        if self._options.sqs_endpoint:
+            self.endpoint_url = self._options.sqs_endpoint
+        else:
+            self._sqs_server = MinistackServer(self._processes, self._options.sqs_port)
+            self._sqs_server.start()
+            self.endpoint_url = self._sqs_server.endpoint_url
+        self.client = self.sqs_client()
+        self.queue_urls = create_queues(self.client, self.fleet)
+
+    def sqs_client(self, connections: int = 10) -> SQSClient:
+        """A client of the stack's SQS endpoint for `connections` threads."""
+        return sqs_client(self.endpoint_url, REGION if is_local(self.endpoint_url) else None, connections=connections)
+
+    def _environment(self, function: Function) -> ExecutionEnvironment:
+        variables = self.fleet.environment(function, self.queue_urls) | self._aws_variables()
+        return ExecutionEnvironment(
+            self._processes,
+            name=function.name,
+            handler=function.handler,
+            timeout_s=function.timeout_s,
+            memory_mb=function.memory_mb,
+            env=variables,
+            code_dir=REPOSITORY,
+            on_output=partial(self._take_output, function.name),
+        )
+
+    def _aws_variables(self) -> dict[str, str]:
+        """What Lambda gives every function: a region and credentials; here also the way to the local SQS server."""
+        credentials = self.client._request_signer._credentials  # type: ignore[attr-defined]
+        frozen = credentials.get_frozen_credentials()
+        variables = {
+            "AWS_REGION": self.client.meta.region_name,
+            "AWS_DEFAULT_REGION": self.client.meta.region_name,
+            "AWS_ENDPOINT_URL_SQS": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": frozen.access_key,
+            "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+        }
+        return variables | ({"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {})
+
+    def _take_output(self, function: str, line: str) -> None:
+        if self.metrics.feed(line):
+            return
+        with self._output_lock:
+            output = self._outputs.get(function)
+            if output is None:
+                output = self._outputs[function] = (self.log_dir / f"{function}.log").open("a", encoding="utf-8")
+            if not output.closed:
+                output.write(line.rstrip("\n") + "\n")
+                output.flush()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from workers.runtime.settings import Settings, SettingsError
+
+GOOD = {
+    "DATABASE_HOST": "proxy.example",
+    "DATABASE_PORT": "5432",
+    "DATABASE_NAME": "spillway",
+    "DATABASE_USER": "spillway_app",
+    "DATABASE_AUTH": "password",
+    "DATABASE_PASSWORD": "hush",
+    "DATABASE_SSLMODE": "verify-full",
+    "DATABASE_CONNECT_TIMEOUT": "5",
+    "DATABASE_BORROW_TIMEOUT": "10",
+    "DATABASE_STATEMENT_TIMEOUT": "10",
+    "FUNCTION_TIMEOUT": "30",
+    "AWS_REGION": "eu-west-1",
+}
+
+
+def test_a_good_environment() -> None:
+    settings = Settings.from_env(GOOD)
+    assert settings.attempt == 21  # borrow 10 + statement 10 + margin 1
+    assert settings.dead_letter_queue_url == ""
+    assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"DATABASE_HOST": ""}, "DATABASE_HOST: expected a value, got nothing"),
+        ({"DATABASE_PORT": "0"}, "DATABASE_PORT: expected an integer from 1 to 65535, got '0'"),
+        ({"DATABASE_PORT": "54_32"}, "got '54_32'"),
+        ({"DATABASE_PORT": "\u0665"}, "expected an integer"),
+        ({"DATABASE_PORT": " 5432"}, "expected an integer"),
+        ({"DATABASE_AUTH": "kerberos"}, "DATABASE_AUTH: expected one of iam, password, got 'kerberos'"),
+        ({"DATABASE_PASSWORD": ""}, "DATABASE_PASSWORD: expected a password because DATABASE_AUTH is 'password'"),
+        ({"DATABASE_AUTH": "iam", "AWS_REGION": ""}, "AWS_REGION: expected a region"),
+        ({"DATABASE_AUTH": "iam", "DATABASE_SSLMODE": "disable"}, "DATABASE_SSLMODE: expected TLS"),
+        ({"DATABASE_SSLMODE": "prefer"}, "DATABASE_SSLMODE: expected one of disable, require"),
+        ({"FUNCTION_TIMEOUT": "25"}, "FUNCTION_TIMEOUT: expected at least 26 s .* got 25"),
+        ({"DATABASE_BORROW_TIMEOUT": "301"}, "expected an integer from 0 to 300, got '301'"),
+    ],
+)
+def test_a_wrong_environment_says_what_was_expected_and_what_was_there(change: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_env(GOOD | change)

@@ -1,0 +1,86 @@
+"""Logs and metrics of the workers. All metric names are here; payloads are in neither."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aws_lambda_powertools.logging import Logger
+from aws_lambda_powertools.metrics import Metrics, MetricUnit
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping
+
+    from workers.runtime.failures import Failure
+
+NAMESPACE = "Spillway"
+
+#: Messages by what became of them. The first four are done; DeadLettered is done too; the rest went back to the queue.
+OUTCOME_METRICS: Mapping[str, str] = {
+    "applied": "Applied",
+    "duplicate": "Duplicate",
+    "stale": "Stale",
+    "rejected": "Rejected",
+    "dead-lettered": "DeadLettered",
+    "poison": "PoisonGivenBack",  # the dead-letter queue could not be reached
+    "conflict": "ConflictGivenBack",
+    "unavailable": "UnavailableGivenBack",
+    "saturated": "SaturatedGivenBack",
+    "slow": "SlowGivenBack",
+    "misconfigured": "MisconfiguredGivenBack",
+    "unknown": "UnknownGivenBack",
+}
+BATCH_SIZE = "BatchSize"
+WRITE_MILLISECONDS = "WriteMilliseconds"
+ISOLATIONS = "Isolations"
+REDELIVERED = "Redelivered"
+
+#: How much of an error's text a log line or dead letter carries.
+MAX_ERROR_TEXT = 200
+
+
+class Telemetry:
+    """One structured log line and one EMF record per invocation, from Powertools' Logger and Metrics."""
+
+    def __init__(self, worker: str) -> None:
+        self.logger = Logger(service=worker)
+        self._metrics = Metrics(namespace=NAMESPACE, service=worker)
+
+    def batch(
+        self, outcomes: Counter[str], *, size: int, write_ms: float, halvings: int, redelivered: int, request_id: str
+    ) -> None:
+        """Report one finished batch of `size` messages."""
+        add = self._metrics.add_metric
+        for outcome, count in outcomes.items():
+            add(name=OUTCOME_METRICS[outcome], unit=MetricUnit.Count, value=count)
+        add(name=BATCH_SIZE, unit=MetricUnit.Count, value=size)
+        add(name=WRITE_MILLISECONDS, unit=MetricUnit.Milliseconds, value=round(write_ms, 3))
+        add(name=ISOLATIONS, unit=MetricUnit.Count, value=halvings)
+        add(name=REDELIVERED, unit=MetricUnit.Count, value=redelivered)
+        self._metrics.flush_metrics()
+        self.logger.info(
+            "batch", outcomes=dict(outcomes), batch_size=size, write_ms=round(write_ms, 3), request_id=request_id
+        )
+
+    def failed(self, failure: Failure, error: BaseException) -> None:
+        """Report an error of the database (or of ours) and the class it was put in."""
+        self.logger.warning("write_failed", failure=failure.value, **describe(error))
+
+    def dead_letter(self, reason: str, detail: str, message_ids: list[str]) -> None:
+        """Report messages that were poison for the same reason; at most ten ids are named."""
+        self.logger.warning(
+            "poison", reason=reason, detail=detail, messages=len(message_ids), message_ids=message_ids[:10]
+        )
+
+    def dead_letters_refused(self, messages: int, why: str) -> None:
+        """Report poison that is still in its queue because the dead-letter queue did not take it."""
+        self.logger.error("dead_letter_queue_refused", messages=messages, why=why)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """What may be logged of an error: never DETAIL or CONTEXT lines, and no text at all where it may quote values."""
+    sqlstate: str | None = getattr(error, "sqlstate", None)
+    said: dict[str, Any] = {"error": type(error).__name__, "sqlstate": sqlstate}
+    if not (sqlstate and sqlstate[:2] in ("22", "23")):
+        said["text"] = str(error).partition("\n")[0][:MAX_ERROR_TEXT]
+    return said
