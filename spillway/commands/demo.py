@@ -26,7 +26,7 @@ from workers.orders.contract import OrderEvent
 
 if TYPE_CHECKING:
     from spillway.history import History
-    from spillway.producer import SendResult
+    from spillway.send_result import SendResult
 
 #: Give up when nothing at all has moved for so long: twice the visibility timeout's worth of patience is no demo.
 STALLED_S = 60.0

@@ -1,0 +1,327 @@
+"""The whole stack in this process: what was sent is what the tables and the dead-letter queue hold, whatever breaks."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from spillway.demo import examine, peek_all, read_rows
+from spillway.history import generate
+from spillway.packing import Prepared
+from spillway.poison import POISON
+from spillway.producer import Producer
+from spillway.stack.local import LocalStack, StackOptions
+from spillway.stack.processes import Processes
+from spillway.stack.snapshot import depth
+from spillway.stack.template import TEMPLATE
+from workers.migrate.runner import load, migrate
+from workers.orders.contract import OrderEvent
+from workers.runtime.telemetry import OUTCOME_METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from spillway.history import History, Message
+    from spillway.stack.environment import ExecutionEnvironment
+    from spillway.stack.event_source import EventSourceMapping
+
+DEADLINE_S = 90.0
+#: Seconds for the function and for the queue's visibility timeout, so that what failed soon comes again. Poison needs
+#: the longer time: a worker starts no send to the dead-letter queue that could outlast its invocation.
+QUICK = {"Timeout: 30": "Timeout: 6", '"30"': '"6"', "VisibilityTimeout: 181": "VisibilityTimeout: 6"}
+WITH_POISON = {"Timeout: 30": "Timeout: 11", '"30"': '"11"', "VisibilityTimeout: 181": "VisibilityTimeout: 11"}
+#: Many batches instead of few large ones: more moments at which something can break.
+SMALL_BATCHES = {"BatchSize: 1000": "BatchSize: 25"}
+PARAMETERS = {"DatabaseStatementTimeout": 1, "DatabaseConnectTimeout": 2, "OrdersMaximumConcurrency": 4}
+
+
+class Orders:
+    """The orders worker of a running stack, as a test looks at it."""
+
+    def __init__(self, stack: LocalStack, admin: psycopg.Connection[Any]) -> None:
+        self.stack = stack
+        self.admin = admin
+        queue, dead_letters = stack.workers()["orders"]
+        self.url, self.dead_letter_url = stack.queue_urls[queue], stack.queue_urls[dead_letters]
+        (self.mapping,) = stack.mappings.values()
+
+    def send(self, messages: list[Message]) -> None:
+        producer = Producer(self.stack.client, self.url, OrderEvent, concurrency=2)
+        results = producer.send(Prepared.raw(message.body) for message in messages)
+        assert [result.error for result in results if result.error] == []
+
+    def outcome(self, name: str) -> int:
+        """How many messages the workers say ended so."""
+        return int(self.stack.metrics.sum(OUTCOME_METRICS[name]))
+
+    def given_back(self) -> dict[str, int]:
+        counts = {name: self.outcome(name) for name, metric in OUTCOME_METRICS.items() if metric.endswith("GivenBack")}
+        return {name: count for name, count in counts.items() if count}
+
+    def in_queue(self) -> int:
+        """Messages in the queue, visible or not."""
+        found = depth(self.stack.client, self.url, None)
+        return found.waiting + found.in_flight
+
+    def claimed(self) -> int:
+        """Distinct events that took effect. On a connection of its own: the server may have been restarted."""
+        with psycopg.connect(self.stack.dsn, autocommit=True) as connection:
+            row = connection.execute("SELECT count(*) FROM spillway.order_events").fetchone()
+        assert row
+        return int(row[0])
+
+    def drain(self) -> None:
+        """Wait until the queue is empty and nothing is in flight."""
+        until(lambda: self.in_queue() == 0 and self.mapping.stats.in_flight_messages == 0, "the queue to be empty")
+
+    def dead_letters(self) -> Counter[str]:
+        return Counter(letter["Body"] for letter in peek_all(self.stack.client, self.dead_letter_url))
+
+    def check(self, history: History) -> None:
+        """Nothing lost, nothing applied twice, only poison dead-lettered: what must hold after any fault.
+
+        A fault may cost the metrics of a batch, and a second copy of a dead letter (SQS has no exactly-once send), so
+        neither is counted here.
+        """
+        expected = history.expected
+        assert self.in_queue() == 0
+        assert self.claimed() == expected.distinct
+        with psycopg.connect(self.stack.dsn, autocommit=True) as connection:
+            rows = read_rows(connection)
+        assert rows.keys() == expected.rows.keys()
+        assert {key for key, row in rows.items() if row != expected.rows[key]} == set()
+        assert set(self.dead_letters()) == set(broken(history))
+
+
+def broken(history: History) -> Counter[str]:
+    return Counter(message.body for message in history.messages if message.kind in POISON)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def orders_stack(directory: Path, *changes: dict[str, str], **parameters: Any) -> Iterator[Orders]:
+    """A stack of template.yaml with `changes` of its text; the workers' and the servers' logs are shown on failure."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for before, after in (pair for change in changes for pair in change.items()):
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    template = directory / "template.yaml"
+    template.write_text(text, encoding="utf-8")
+    with Processes() as owner:
+        stack = LocalStack(owner, StackOptions(ramp=False, template=template, parameters=parameters))
+        stack.start()
+        try:
+            with psycopg.connect(stack.dsn, autocommit=True) as admin:
+                yield Orders(stack, admin)
+        except BaseException:
+            sys.stderr.write(f"{stack.stats()}\n{stack.log_tail(15)}\n{stack.postgres.log_tail()}\n")
+            raise
+        finally:
+            stack.stop(drain_s=1)
+
+
+def environments(mapping: EventSourceMapping) -> list[ExecutionEnvironment]:
+    """Those that exist at the moment, in the order in which they were made."""
+    return list(mapping._environments._all.values())  # type: ignore[arg-type]
+
+
+def test_a_history_becomes_its_rows(tmp_path: Path) -> None:
+    """template.yaml as it is."""
+    history = generate(1_500, seed=11, poison=0.05, duplicates=0.1)
+    with orders_stack(tmp_path) as orders:
+        orders.send(history.messages)
+        until(lambda: orders.mapping.stats.succeeded >= 1_500, "1,500 messages to be done")
+        orders.drain()
+        result = examine(
+            history,
+            sent=1_500,
+            metrics=orders.stack.metrics,
+            admin=orders.admin,
+            client=orders.stack.client,
+            dead_letter_url=orders.dead_letter_url,
+        )
+        assert [check.statement for check in result.checks if not check.holds] == []
+        assert len(result.checks) == 5
+        assert result.outcomes["dead-lettered"] == 75
+        assert (result.given_back, result.redelivered) == ({}, 0)
+        reasons = Counter[str]()
+        for (reason, _), count in result.dead_letters.items():
+            reasons[reason] += count
+        assert reasons == history.expected.poison_by_reason
+        assert set(orders.mapping.stats.batches_by_reason) == {"success"}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_environments_killed_in_the_middle_of_batches(tmp_path: Path, seed: int) -> None:
+    """At random moments, and surely also where it hurts: a batch just committed and not yet reported as done."""
+    rng = random.Random(seed)
+    history = generate(600, seed=seed, poison=0, duplicates=0.1)
+    with orders_stack(tmp_path, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
+
+        def crashes() -> int:
+            return orders.mapping.stats.batches_by_reason["crash"]
+
+        def kill_one() -> None:
+            if alive := environments(orders.mapping):
+                rng.choice(alive).kill()
+
+        orders.send(history.messages)
+        before = 0
+        for _ in range(3):
+            until(lambda: orders.claimed() > before, "another commit")  # noqa: B023
+            kill_one()
+            before = orders.claimed()
+        deadline = time.monotonic() + DEADLINE_S
+        while crashes() < 6 and orders.in_queue() and time.monotonic() < deadline:
+            time.sleep(rng.uniform(0, 0.15))
+            kill_one()
+        assert crashes() >= 4, orders.mapping.stats
+        orders.drain()
+        orders.check(history)
+        assert orders.dead_letters() == {}
+
+
+def test_a_batch_killed_while_it_writes_changed_nothing_and_comes_again(tmp_path: Path) -> None:
+    history = generate(200, seed=3, poison=0, duplicates=0)
+    with orders_stack(tmp_path, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
+        with orders.admin.transaction():
+            orders.admin.execute("LOCK TABLE spillway.orders IN ACCESS EXCLUSIVE MODE")
+            orders.send(history.messages)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'spillway_app' AND wait_event_type = 'Lock'"
+            until(lambda: orders.admin.execute(waiting).fetchone() != (0,), "a worker to be writing")
+            for environment in environments(orders.mapping):
+                environment.kill()
+            until(lambda: orders.mapping.stats.batches_by_reason["crash"] > 0, "the batches to crash")
+            assert orders.claimed() == 0
+            assert orders.in_queue() == 200
+        orders.drain()
+        orders.check(history)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_postgresql_restarted_while_messages_flow(tmp_path: Path, mode: Any) -> None:
+    history = generate(900, seed=5, poison=0.02, duplicates=0.05)
+    thirds = [history.messages[start : start + 300] for start in range(0, 900, 300)]
+    with orders_stack(tmp_path, WITH_POISON, SMALL_BATCHES, **PARAMETERS) as orders:
+        for third in thirds:
+            before = orders.claimed()
+            orders.send(third)
+            until(lambda: orders.claimed() > before, "messages to flow")  # noqa: B023
+            assert orders.in_queue() > 0
+            orders.stack.postgres.restart(mode)
+        orders.drain()
+        orders.check(history)
+        assert set(orders.given_back()) <= {"unavailable"}
+
+
+def test_a_missing_function_is_never_the_messages_fault(tmp_path: Path) -> None:
+    history = generate(300, seed=6, poison=0, duplicates=0.05)
+    with orders_stack(tmp_path, QUICK, **PARAMETERS) as orders:
+        (signature,) = orders.admin.execute(
+            "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'apply_orders'"
+        ).fetchone() or ("",)
+        orders.admin.execute(f"DROP FUNCTION {signature}")
+        orders.send(history.messages)
+        until(lambda: orders.outcome("misconfigured") >= 300, "everything to be given back")
+        assert set(orders.given_back()) == {"misconfigured"}
+        assert (orders.in_queue(), orders.claimed(), orders.mapping.stats.succeeded) == (300, 0, 0)
+        orders.admin.execute("DELETE FROM spillway.migrations WHERE name = 'orders/apply.sql'")
+        assert migrate(orders.admin, load()) == ["orders/apply.sql"]
+        orders.drain()
+        orders.check(history)
+        assert orders.outcome("dead-lettered") == 0
+
+
+def test_a_changed_password_is_never_the_messages_fault(tmp_path: Path) -> None:
+    first, second = generate(100, seed=7, poison=0, duplicates=0), generate(400, seed=7, poison=0, duplicates=0)
+    assert first.messages != second.messages[:100]
+    with orders_stack(tmp_path, QUICK, **PARAMETERS) as orders:
+        orders.send(first.messages)
+        orders.drain()
+        orders.check(first)
+        password = urlsplit(orders.stack.worker_dsn).password
+        orders.admin.execute("ALTER ROLE spillway_app PASSWORD 'changed behind the workers'' backs'")
+        # A connection that is open outlives its password.
+        orders.admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'spillway_app'")
+        orders.admin.execute("TRUNCATE spillway.orders, spillway.order_events")
+        orders.send(second.messages)
+        until(lambda: orders.outcome("misconfigured") >= 400, "everything to be given back")
+        assert (orders.in_queue(), orders.claimed(), orders.mapping.stats.succeeded) == (400, 0, 100)
+        orders.admin.execute(f"ALTER ROLE spillway_app PASSWORD '{password}'")
+        orders.drain()
+        orders.check(second)
+        assert orders.dead_letters() == {}
+
+
+def test_poison_stays_in_its_queue_while_the_dead_letter_queue_refuses_it(tmp_path: Path) -> None:
+    history = generate(300, seed=8, poison=0.1, duplicates=0)
+    poison = broken(history)
+    with orders_stack(tmp_path, WITH_POISON, **PARAMETERS) as orders:
+        name = orders.dead_letter_url.rpartition("/")[2]
+        orders.stack.client.delete_queue(QueueUrl=orders.dead_letter_url)
+        orders.send(history.messages)
+        until(lambda: orders.outcome("poison") >= 30, "the poison to be given back")
+        until(lambda: orders.claimed() == 270, "the good messages to be written")
+        until(lambda: orders.in_queue() == 30, "the good messages to be deleted")
+        assert orders.outcome("dead-lettered") == 0
+        url = orders.stack.client.create_queue(QueueName=name)["QueueUrl"]
+        assert url == orders.dead_letter_url
+        orders.drain()
+        orders.check(history)
+        assert orders.dead_letters() == poison
+
+
+def test_a_dead_letter_is_the_message_itself_with_the_reason(tmp_path: Path) -> None:
+    rng = random.Random(9)
+    template = json.loads(generate(1, poison=0, duplicates=0).messages[0].body)
+    own = {
+        "tenant": {"DataType": "String", "StringValue": "é 在庫 🙈 \t\r\n\ufffd"},
+        "weight.grams": {"DataType": "Number", "StringValue": "1250.50"},
+        "digest": {"DataType": "Binary.sha", "BinaryValue": bytes(range(256))},
+    }
+    many = {f"a{index}": {"DataType": "String", "StringValue": str(index)} for index in range(10)}
+    with orders_stack(tmp_path) as orders:
+        client = orders.stack.client
+        sent: dict[str, tuple[str, str, dict[str, Any]]] = {}
+        for kind, poison in POISON.items():
+            body = poison.breaks(json.loads(json.dumps(template)), rng)
+            attributes: dict[str, Any] = many if kind == "not_json" else own
+            answer = client.send_message(QueueUrl=orders.url, MessageBody=body, MessageAttributes=attributes)
+            sent[answer["MessageId"]] = (kind, body, attributes)
+        orders.drain()
+        letters = peek_all(client, orders.dead_letter_url)
+        queue_arn = orders.mapping.config.queue_arn
+    assert len(letters) == len(sent) == len(POISON)
+    seen = set()
+    for letter in letters:
+        attributes = dict(letter["MessageAttributes"])
+        if "spillway.dead-letter" in attributes:  # ten of its own: ours only fit as one ... which makes eleven
+            reasons = json.loads(attributes.pop("spillway.dead-letter")["StringValue"])
+        else:
+            ours = [name for name in attributes if name.startswith("spillway.")]
+            reasons = {name.removeprefix("spillway."): attributes.pop(name)["StringValue"] for name in ours}
+        kind, body, own_attributes = sent[reasons["message-id"]]
+        seen.add(kind)
+        assert letter["Body"].encode() == body.encode(), kind
+        assert attributes == own_attributes, kind
+        assert reasons["reason"] == POISON[kind].reason, kind
+        assert POISON[kind].detail in reasons["detail"], kind
+        assert reasons["source-queue"] == queue_arn
+        assert (reasons["worker"], reasons["receive-count"]) == ("orders", "1")
+    assert seen == set(POISON)

@@ -1,0 +1,71 @@
+"""What the documents name exists, and what exists is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spillway.cli import app
+from spillway.stack.template import REPOSITORY
+from workers.runtime import dead_letters, telemetry
+from workers.runtime.failures import Failure, Reason
+
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("events/samples/*.md")])
+OUTCOMES = (REPOSITORY / "docs/outcomes.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    for name in re.findall(r"`((?:workers|spillway|events|tests|bench|docs)/[\w./-]+)`", document.read_text()):
+        assert (REPOSITORY / name).exists(), name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_make_targets_and_commands_exist(document: Path) -> None:
+    text = document.read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for command in re.findall(r"(?:`|/)spillway ([a-z]+)", text):
+        assert command in commands(), command
+
+
+def commands() -> set[str]:
+    return {command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+def test_the_readme_lists_every_command() -> None:
+    assert set(re.findall(r"^\| `spillway ([a-z]+)` \|", README, re.MULTILINE)) == commands()
+
+
+def test_every_metric_is_explained() -> None:
+    extra = {telemetry.BATCH_SIZE, telemetry.WRITE_MILLISECONDS, telemetry.ISOLATIONS, telemetry.REDELIVERED}
+    for metric in {*telemetry.OUTCOME_METRICS.values(), *extra}:
+        assert f"`{metric}`" in OUTCOMES, metric
+    explained = re.findall(r"^\| [a-z-]+ \| `([A-Za-z]+)` \|", OUTCOMES, re.MULTILINE)
+    assert sorted(explained) == sorted(telemetry.OUTCOME_METRICS.values())
+
+
+def test_every_class_of_failure_and_reason_is_explained() -> None:
+    for failure in Failure:
+        assert re.search(rf"^\| {failure.value} \|", OUTCOMES, re.MULTILINE), failure
+    for reason in Reason:
+        assert f"`{reason.value}`" in OUTCOMES
+
+
+def test_every_dead_letter_attribute_is_explained() -> None:
+    source = Path(dead_letters.__file__).read_text()
+    names = re.findall(r'^            "([a-z-]+)": ', source, re.MULTILINE)
+    assert len(names) == 7
+    for name in names:
+        assert f"`{dead_letters.PREFIX}{name}`" in OUTCOMES, name
