@@ -113,7 +113,7 @@ def well_formed() -> list[Sample]:
         Sample(
             "orders.redelivered",
             "A message received for the fourth time.",
-            "Applied; written alone, because something went wrong three times.",
+            "Applied, and counted as redelivered.",
             _redelivered(),
         ),
     ]

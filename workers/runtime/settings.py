@@ -56,7 +56,7 @@ class Settings:
             auth="password" if read.choice("DATABASE_AUTH", "iam", "password") == "password" else "iam",
             password=env.get("DATABASE_PASSWORD", ""),
             sslmode=read.choice("DATABASE_SSLMODE", "disable", "require", "verify-ca", "verify-full"),  # type: ignore[arg-type]
-            sslrootcert=env.get("DATABASE_SSLROOTCERT", "system"),
+            sslrootcert=env.get("DATABASE_SSLROOTCERT", ""),
             connect_timeout=read.integer("DATABASE_CONNECT_TIMEOUT", 2, 60),
             borrow_timeout=read.integer("DATABASE_BORROW_TIMEOUT", 0, 300),
             statement_timeout=read.integer("DATABASE_STATEMENT_TIMEOUT", 1, 300),
@@ -71,6 +71,10 @@ class Settings:
         if self.auth == "password" and not self.password:
             raise SettingsError(
                 "DATABASE_PASSWORD: expected a password because DATABASE_AUTH is 'password', got nothing"
+            )
+        if self.sslmode.startswith("verify") and not self.sslrootcert:
+            raise SettingsError(
+                f"DATABASE_SSLROOTCERT: expected a file because DATABASE_SSLMODE is {self.sslmode!r}, got nothing"
             )
         if self.auth == "iam" and not self.region:
             raise SettingsError("AWS_REGION: expected a region because DATABASE_AUTH is 'iam', got nothing")
