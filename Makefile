@@ -78,7 +78,7 @@ lock: $(VENV)/.dev-installed ## Pin every dependency anew, with hashes
 	$(BIN)/uv pip compile $(COMPILE) pyproject.toml --group local -c requirements.txt -o requirements-local.txt
 	$(BIN)/uv pip compile $(COMPILE) pyproject.toml --group dev -c requirements-local.txt -o requirements-dev.txt
 
-COMPILE = --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
+COMPILE = --system-certs --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
 
 .PHONY: clean
 clean: ## Remove what was built and installed here
@@ -113,7 +113,7 @@ build-%: $(VENV)/.dev-installed
 .PHONY: artifact
 artifact: $(VENV)/.dev-installed
 	@test -n "$(ARTIFACTS_DIR)" || { echo "ARTIFACTS_DIR is not set: run 'sam build', or name a folder" >&2; exit 1; }
-	$(BIN)/uv pip install --quiet --target "$(ARTIFACTS_DIR)" --python-platform $(LAMBDA_PLATFORM) --python-version $(LAMBDA_PYTHON) --only-binary :all: --require-hashes --no-deps -r requirements.txt
+	$(BIN)/uv pip install --system-certs --quiet --target "$(ARTIFACTS_DIR)" --python-platform $(LAMBDA_PLATFORM) --python-version $(LAMBDA_PYTHON) --only-binary :all: --require-hashes --no-deps -r requirements.txt
 	cp -R workers "$(ARTIFACTS_DIR)/"
 	find "$(ARTIFACTS_DIR)" \( -name __pycache__ -o -name tests \) -type d -prune -exec rm -rf {} +
 	rm -rf "$(ARTIFACTS_DIR)/bin"

@@ -6,6 +6,6 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036
     sys.exit("Spillway needs Python 3.11 or newer, and this is %d.%d. `make` finds one." % sys.version_info[:2])  # noqa: UP031
 
-from spillway.cli import main
+from spillway.entry import main
 
 main()
