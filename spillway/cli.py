@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -35,6 +36,9 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 success, 1 a failure that was explained, 2 wrong usage, 130 Ctrl-C."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or bool(os.environ.get("SPILLWAY_DEBUG"))
+    if not debug:
+        # Else Python prints the warnings of every library to the terminal: what matters is in the error that we explain.
+        logging.getLogger().addHandler(logging.NullHandler())
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="spillway")
     except KeyboardInterrupt:
@@ -53,6 +57,8 @@ def explain(error: Exception) -> str:
         return f"{error.message}\n{error.hint}" if error.hint else error.message
     if isinstance(error, WorkerError):
         return str(error)
+    if isinstance(error, FileNotFoundError) and (error.strerror or "").startswith("No usable temporary directory"):
+        return f"{error.strerror}.\nSet TMPDIR to a writable directory, on a disk that is not full."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}."

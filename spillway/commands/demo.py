@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spillway import screens
+from spillway.aws import sqs_client
 from spillway.commands.up import describe, publish, start, watch
 from spillway.demo import examine
 from spillway.errors import SpillwayError
@@ -50,6 +51,8 @@ def demo(
 
     Exit status: 0 everything agrees; 1 something does not, or could not start; 130 interrupted by Ctrl-C.
     """
+    if poison + duplicates >= 1:
+        raise SpillwayError("--poison and --duplicates leave no event to repeat.", "Their sum must be below 1.")
     console = screens.console()
     with interrupts() as interrupted, Processes() as processes:
         stack = LocalStack(processes, StackOptions(durable=True))
@@ -112,9 +115,9 @@ class Flood:
     def __init__(self, stack: LocalStack, history: History, queue: str) -> None:
         self._stack = stack
         self._history = history
-        self._producer = Producer(
-            stack.sqs_client(), stack.queue_urls[queue], OrderEvent, concurrency=2, sleep=self._pause
-        )
+        # One attempt: the producer tries again itself, and stops doing so at once when the run is over.
+        client = sqs_client(stack.endpoint_url, stack.client.meta.region_name, attempts=1)
+        self._producer = Producer(client, stack.queue_urls[queue], OrderEvent, concurrency=2, sleep=self._pause)
         self._given_up = threading.Event()
         self._failure: str | None = None
         self.sent = 0
@@ -144,8 +147,8 @@ class Flood:
                     progress.update(bars["sent"], completed=self.sent)
                     progress.update(bars["in flight"], completed=in_flight)
                     progress.update(bars["done"], completed=done)
-                    self.peak_connections = max(self.peak_connections, self._stack.connections(admin))
                     self._check(stall, done)
+                    self.peak_connections = max(self.peak_connections, self._stack.connections(admin))
                     if interrupted.wait(TICK_S):
                         return None
             finally:
@@ -158,9 +161,9 @@ class Flood:
         return seconds
 
     def _check(self, stall: _Stall, done: int) -> None:
-        if self._failure is not None:
-            raise SpillwayError(f"Sending failed: {self._failure}.", "The SQS server may have died; run it again.")
         self._stack.check_alive()
+        if self._failure is not None:
+            raise SpillwayError(f"Sending failed: {self._failure}.", "Run it again.")
         if stall.lasted(done + self.sent) > STALLED_S:
             errors = [stats.last_error for stats in self._stack.stats() if stats.last_error]
             raise SpillwayError(

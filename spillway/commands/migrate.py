@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated
 
 import psycopg
 import typer
+from psycopg.conninfo import conninfo_to_dict
 
 from spillway.errors import SpillwayError
 from spillway.stack.state import read_state
@@ -14,6 +16,8 @@ from workers.migrate import runner
 from workers.migrate.roles import LoginRole, ensure_roles
 
 PASSWORD_VARIABLE = "SPILLWAY_APP_PASSWORD"  # noqa: S105  (a name)
+
+_EXAMPLE = "postgresql://user:password@host:5432/database"
 
 
 def migrate(
@@ -49,9 +53,27 @@ def migrate(
                 ensure_roles(connection, LoginRole.with_timeouts(user, password, statement_timeout))
                 pending = runner.migrate(connection, migrations)
     except psycopg.Error as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise SpillwayError(
-            f"The database refused: {first}.", "Check the DSN and that its role may create roles."
-        ) from error
+        raise _explained(error, dsn) from error
     verb = "would apply" if dry_run else "applied"
     typer.echo("\n".join(f"{verb} {name}" for name in pending) or "Nothing to do: the database is up to date.")
+
+
+def _explained(error: psycopg.Error, dsn: str) -> SpillwayError:
+    """What went wrong, where, and what to do; never with the password that `dsn` may hold."""
+    # The first line says it, after the driver's and libpq's words for "failed"; the rest is advice and other addresses.
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rpartition(" failed: ")[2]
+    said = re.sub(r"^[A-Z]+: +", "", said).rstrip(".")
+    if error.sqlstate is not None:
+        return SpillwayError(f"The database refused: {said}.", "Check that the DSN's role may create roles and schemas.")
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return SpillwayError(f"--dsn is not a connection string: {said}.", f"Expected {_EXAMPLE}.")
+    where = f"{parts.get('host') or 'the local socket'}, port {parts.get('port') or 5432}"
+    if "password" in said or "authentication" in said or "pg_hba" in said:
+        return SpillwayError(f"PostgreSQL at {where} refused the login: {said}.", "Check user and password of --dsn.")
+    if said.endswith("does not exist"):
+        return SpillwayError(f"PostgreSQL at {where} says: {said}.", "Create it, or name another one in --dsn.")
+    return SpillwayError(
+        f"PostgreSQL at {where} cannot be reached: {said}.", f"Check that it runs and that --dsn is right: {_EXAMPLE}."
+    )

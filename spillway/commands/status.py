@@ -21,6 +21,8 @@ def status(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     Exit status: 0; 1 when no stack is running.
     """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  (with boto3, 0.2 s)
+
     state = read_state()
     if state is None:
         raise SpillwayError("No local stack is running.", "Start one with `spillway up`.")
@@ -30,7 +32,13 @@ def status(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         raise SpillwayError("The local stack is still starting.", "Try again in a moment.") from error
     # The owner's counts are up to a second old; the queues are asked now.
     client = sqs_client(state.endpoint_url, state.region)
-    queues = {name: depth(client, url, state.dead_letter_queues.get(name)) for name, url in state.queues.items()}
+    try:
+        queues = {name: depth(client, url, state.dead_letter_queues.get(name)) for name, url in state.queues.items()}
+    except (BotoCoreError, ClientError) as error:
+        raise SpillwayError(
+            f"The stack's SQS endpoint {state.endpoint_url} does not answer as SQS does: {error}.",
+            f"Look at what `spillway up` says; it is process {state.pid}.",
+        ) from error
     snapshot = msgspec.structs.replace(snapshot, queues=queues)
     if json:
         typer.echo(msgspec.json.encode(snapshot))

@@ -27,8 +27,9 @@ from spillway.stack.template import TEMPLATE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How often the status line is refreshed on a terminal, and elsewhere printed if it changed, in seconds.
+#: How often `spillway status` gets new numbers and a terminal's status line is refreshed, in seconds.
 REFRESH_S = 1.0
+#: How often the line is printed, if it changed, where there is no terminal.
 PRINT_S = 10.0
 
 
@@ -57,6 +58,8 @@ def up(
             f"A local stack is running already (process {running.pid}, SQS at {running.endpoint_url}).",
             "Use it, stop it, or set SPILLWAY_STATE to another file to run a second one.",
         )
+    if sqs_endpoint is not None and not sqs_endpoint.startswith(("http://", "https://")):
+        raise SpillwayError(f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566.")
     options = StackOptions(
         sqs_endpoint=sqs_endpoint,
         sqs_port=sqs_port,
@@ -146,12 +149,12 @@ def watch(
                 live.update(snapshot.line(), refresh=True)
                 interrupted.wait(REFRESH_S)
         return
-    shown = ""
+    shown, due_at = "", 0.0
     for snapshot in snapshots():
-        if (line := snapshot.line()) != shown:
+        if (line := snapshot.line()) != shown and time.monotonic() >= due_at:
             console.print(line, soft_wrap=True)
-            shown = line
-        interrupted.wait(PRINT_S)
+            shown, due_at = line, time.monotonic() + PRINT_S
+        interrupted.wait(REFRESH_S)
 
 
 def _pairs(parameters: list[str]) -> Iterator[tuple[str, str]]:

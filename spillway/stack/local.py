@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from spillway.stack.errors import StackError
 from spillway.stack.event_source import RECEIVERS, EventSourceMapping, MappingConfig
 from spillway.stack.metrics import MetricStore
 from spillway.stack.postgres import PostgresServer
-from spillway.stack.queues import create_queues
+from spillway.stack.queues import CreatedQueue, create_queues
 from spillway.stack.sqs_server import MinistackServer
 from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, Fleet, Function, load_fleet
 from workers.migrate.roles import LoginRole, ensure_roles
@@ -63,6 +64,7 @@ class LocalStack:
         self._output_lock = threading.Lock()
         self.metrics = MetricStore()
         self.mappings: dict[str, EventSourceMapping] = {}
+        self._queues: dict[str, CreatedQueue] = {}
         self.queue_urls: dict[str, str] = {}
         self.postgres: PostgresServer
         self.fleet: Fleet
@@ -70,11 +72,15 @@ class LocalStack:
         self.endpoint_url = ""
         self.log_dir: Path
         self._sqs_server: MinistackServer | None = None
+        self._log: logging.Handler | None = None
 
     def start(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Start everything, telling `report` what comes next. Raises StackError; the caller then closes `processes`."""
         options = self._options
         self.log_dir = self._processes.temporary_directory("spillway-logs-")
+        # The emulator's own troubles, beside the functions' logs; without a handler they would end up on the terminal.
+        self._log = logging.FileHandler(self.log_dir / "stack.log", encoding="utf-8")
+        logging.getLogger("spillway.stack").addHandler(self._log)
         report("Starting PostgreSQL")
         self.postgres = PostgresServer(
             self._processes, directory=options.data_dir, port=options.postgres_port, durable=options.durable
@@ -91,8 +97,8 @@ class LocalStack:
             queue, function = self.fleet.queues[source.queue], self.fleet.functions[source.function]
             config = MappingConfig(
                 queue_url=self.queue_urls[source.queue],
-                queue_arn=queue.arn,
-                region=REGION,
+                queue_arn=self._queues[source.queue].arn,
+                region=self.client.meta.region_name,
                 fifo=queue.fifo,
                 batch_size=source.batch_size,
                 window_s=source.window_s,
@@ -103,7 +109,8 @@ class LocalStack:
             )
             mapping = EventSourceMapping(
                 config,
-                partial(self.sqs_client, connections=RECEIVERS + config.concurrency),
+                # The mapping backs off by itself; while one batch is deleted, its slot invokes the next.
+                partial(self.sqs_client, connections=RECEIVERS + 2 * config.concurrency, attempts=1),
                 partial(self._environment, function),
             )
             mapping.start()
@@ -117,6 +124,9 @@ class LocalStack:
         self._processes.close()
         for output in self._outputs.values():
             output.close()
+        if self._log is not None:
+            logging.getLogger("spillway.stack").removeHandler(self._log)
+            self._log.close()
 
     @property
     def dsn(self) -> str:
@@ -145,9 +155,9 @@ class LocalStack:
     def check_alive(self) -> None:
         """Raise StackError if a server of the stack has died."""
         if not self.postgres.running:
-            raise StackError("PostgreSQL has died.", f"The end of its log says:\n{self.postgres.log_tail()}")
+            raise _died("PostgreSQL", self.postgres.log_tail())
         if self._sqs_server is not None and not self._sqs_server.running:
-            raise StackError("The SQS server has died.", f"The end of its log says:\n{self._sqs_server.log_tail()}")
+            raise _died("The SQS server", self._sqs_server.log_tail())
 
     def log_tail(self, lines: int = 10) -> str:
         """The last lines the functions logged."""
@@ -155,8 +165,11 @@ class LocalStack:
         return "\n".join(line for text in texts for line in text[-lines:])
 
     def connections(self, admin: psycopg.Connection[Any]) -> int:
-        """How many database connections the workers hold now."""
-        row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (self._user,)).fetchone()
+        """How many database connections the workers hold now. Raises StackError if PostgreSQL does not answer."""
+        try:
+            row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (self._user,)).fetchone()
+        except psycopg.OperationalError as error:  # noticed here before its process is found to be gone
+            raise _died("PostgreSQL", self.postgres.log_tail()) from error
         return int(row[0]) if row else 0
 
     def _parameters(self) -> dict[str, Any]:
@@ -194,14 +207,16 @@ class LocalStack:
             self._sqs_server.start()
             self.endpoint_url = self._sqs_server.endpoint_url
         self.client = self.sqs_client()
-        self.queue_urls = create_queues(self.client, self.fleet)
+        self._queues = create_queues(self.client, self.fleet)
+        self.queue_urls = {logical_id: queue.url for logical_id, queue in self._queues.items()}
 
-    def sqs_client(self, connections: int = 10) -> SQSClient:
-        """A client of the stack's SQS endpoint for `connections` threads."""
-        return sqs_client(self.endpoint_url, REGION if is_local(self.endpoint_url) else None, connections=connections)
+    def sqs_client(self, connections: int = 10, attempts: int = 3) -> SQSClient:
+        """A client of the stack's SQS endpoint for `connections` threads that tries each call `attempts` times."""
+        region = REGION if is_local(self.endpoint_url) else None
+        return sqs_client(self.endpoint_url, region, connections=connections, attempts=attempts)
 
     def _environment(self, function: Function) -> ExecutionEnvironment:
-        variables = self.fleet.environment(function, self.queue_urls) | self._aws_variables()
+        variables = self.fleet.environment(function, self._queues) | self._aws_variables()
         return ExecutionEnvironment(
             self._processes,
             name=function.name,
@@ -236,3 +251,8 @@ class LocalStack:
             if not output.closed:
                 output.write(line.rstrip("\n") + "\n")
                 output.flush()
+
+
+def _died(server: str, log: str) -> StackError:
+    said = f"The end of its log says:\n{log}" if log else "It logged nothing."
+    return StackError(f"{server} has died; the stack is stopped.", f"Start it again. {said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from spillway.stack.errors import StackError
@@ -14,28 +15,41 @@ if TYPE_CHECKING:
     from spillway.stack.template import Fleet, Queue
 
 
-def create_queues(client: SQSClient, fleet: Fleet) -> dict[str, str]:
-    """Create every queue of `fleet` and return its URL by logical id. A queue that is there already is used as it is.
+@dataclass(frozen=True, slots=True)
+class CreatedQueue:
+    """A queue as the endpoint knows it."""
+
+    url: str
+    arn: str
+
+
+def create_queues(client: SQSClient, fleet: Fleet) -> dict[str, CreatedQueue]:
+    """Create every queue of `fleet` and return it by logical id. A queue that is there already is used as it is.
 
     Raises StackError where the endpoint does not answer as SQS does, or a queue exists with other attributes.
     """
+    created: dict[str, CreatedQueue] = {}
     # Redrive policies point at queues that must exist, so those that have none come first.
-    in_order = sorted(fleet.queues.values(), key=lambda queue: queue.dead_letter_queue is not None)
-    return {queue.logical_id: _create(client, fleet, queue) for queue in in_order}
+    for queue in sorted(fleet.queues.values(), key=lambda queue: queue.dead_letter_queue is not None):
+        created[queue.logical_id] = _create(client, queue, created)
+    return created
 
 
-def _create(client: SQSClient, fleet: Fleet, queue: Queue) -> str:
+def _create(client: SQSClient, queue: Queue, created: dict[str, CreatedQueue]) -> CreatedQueue:
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     attributes = cast("dict[QueueAttributeNameType, str]", dict(queue.attributes))
     if queue.dead_letter_queue is not None:
-        target = fleet.queues[queue.dead_letter_queue].arn
         attributes["RedrivePolicy"] = json.dumps(
-            {"deadLetterTargetArn": target, "maxReceiveCount": queue.max_receive_count}
+            {"deadLetterTargetArn": created[queue.dead_letter_queue].arn, "maxReceiveCount": queue.max_receive_count}
         )
     endpoint = client.meta.endpoint_url
     try:
-        return client.create_queue(QueueName=queue.name, Attributes=attributes)["QueueUrl"]
+        url = client.create_queue(QueueName=queue.name, Attributes=attributes)["QueueUrl"]
+        # Asked for, not made up: account and region are the endpoint's.
+        return CreatedQueue(
+            url, client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        )
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if "QueueNameExists" in code or "QueueAlreadyExists" in code:
@@ -45,7 +59,7 @@ def _create(client: SQSClient, fleet: Fleet, queue: Queue) -> str:
             ) from error
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "an error")
         raise StackError(
-            f"The SQS endpoint {endpoint} answered {status} to CreateQueue ({code or 'no error code'}).",
+            f"The SQS endpoint {endpoint} answered {status} to creating {queue.name} ({code or 'no error code'}).",
             "Check that the endpoint is an SQS server and that the credentials may create queues.",
         ) from error
     except BotoCoreError as error:

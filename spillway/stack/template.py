@@ -6,6 +6,8 @@ Nothing of the fleet is configured a second time: sizes, windows, times and vari
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ from spillway.stack.intrinsics import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from spillway.stack.queues import CreatedQueue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATE = REPOSITORY / "template.yaml"
@@ -52,10 +56,6 @@ class Queue:
     def fifo(self) -> bool:
         return self.name.endswith(".fifo")
 
-    @property
-    def arn(self) -> str:
-        return f"arn:aws:sqs:{REGION}:{ACCOUNT}:{self.name}"
-
 
 @dataclass(frozen=True, slots=True)
 class Function:
@@ -92,14 +92,15 @@ class Fleet:
     template: dict[str, Any]
     parameters: dict[str, Any]
 
-    def environment(self, function: Function, queue_urls: Mapping[str, str]) -> dict[str, str]:
-        """The variables of `function`, given the URL of each queue by logical id."""
+    def environment(self, function: Function, queues: Mapping[str, CreatedQueue]) -> dict[str, str]:
+        """The variables of `function`, given each queue by logical id."""
 
         def attribute(logical_id: str, name: str | None) -> str | None:
             queue = self.queues.get(logical_id)
             if queue is None:
                 return None
-            return {None: queue_urls.get(logical_id), "Arn": queue.arn, "QueueName": queue.name}.get(name)
+            created = queues[logical_id]
+            return {None: created.url, "Arn": created.arn, "QueueName": queue.name}.get(name)
 
         resolved = Resolver(self.template, self.parameters, attribute).resolve(function.environment)
         return {name: str(value) for name, value in resolved.items()}
@@ -111,6 +112,8 @@ def translate(path: Path = TEMPLATE) -> dict[str, Any]:
     Raises StackError when the file cannot be read or is not valid SAM.
     """
     # All slow to import, and only the stack needs them.
+    import botocore.session  # noqa: PLC0415
+    import yaml  # noqa: PLC0415
     from boto3.session import Session  # noqa: PLC0415
     from samcli.yamlhelper import yaml_parse  # noqa: PLC0415
     from samtranslator.parser.parser import Parser  # noqa: PLC0415
@@ -121,13 +124,20 @@ def translate(path: Path = TEMPLATE) -> dict[str, Any]:
         source = yaml_parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StackError(f"{path} cannot be read: {error.strerror}.", "Run this from a Spillway checkout.") from error
-    for resource in source.get("Resources", {}).values():
+    except yaml.YAMLError as error:
+        raise StackError(f"{path} is not YAML: {' '.join(str(error).split())}.", "Correct it.") from error
+    if not isinstance(source, dict) or not isinstance(source.get("Resources"), dict):
+        raise StackError(f"{path} is no SAM template: it has no Resources.", "Name another one with --template.")
+    for resource in source["Resources"].values():
         # A relative CodeUri is for `sam build`; the translator wants what an upload would leave there.
         if resource.get("Type") == "AWS::Serverless::Function":
             resource.setdefault("Properties", {})["CodeUri"] = "s3://local/code.zip"
     source.get("Globals", {}).get("Function", {}).pop("CodeUri", None)
     try:
-        translated = Translator({}, Parser(), boto_session=Session(region_name=REGION)).translate(source, {})
+        # Only the region is read from it; a profile that AWS_PROFILE names need not exist here.
+        core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
+        session = Session(region_name=REGION, botocore_session=core)
+        translated = Translator({}, Parser(), boto_session=session).translate(source, {})
     except InvalidDocumentException as error:
         causes = "; ".join(cause.message for cause in error.causes)
         raise StackError(f"{path.name} is not valid: {causes}.", "Run `sam validate --lint`.") from error
@@ -138,7 +148,8 @@ def translate(path: Path = TEMPLATE) -> dict[str, Any]:
 def load_fleet(overrides: Mapping[str, Any], path: Path = TEMPLATE) -> Fleet:
     """Translate `path` and resolve everything but the functions' variables, with `overrides` for its parameters.
 
-    Raises StackError for an override the template has no parameter for and for a parameter without a value.
+    Raises StackError for an override the template has no parameter for and for a parameter without a value, or with
+    one that CloudFormation would refuse.
     """
     template = translate(path)
     parameters = _parameters(template, overrides)
@@ -172,10 +183,39 @@ def _parameters(template: Mapping[str, Any], overrides: Mapping[str, Any]) -> di
     values = {name: overrides.get(name, spec.get("Default")) for name, spec in declared.items()}
     if missing := [name for name, value in values.items() if value is None]:
         raise StackError(f"template.yaml's parameter {missing[0]} has no value.", "Give one.")
+    for name, value in values.items():
+        if (expected := _refusal(declared[name], str(value))) is not None:
+            raise StackError(
+                f"template.yaml's parameter {name} cannot be {str(value)!r}: expected {expected}.",
+                str(declared[name].get("Description", "")),
+            )
     return {
         name: str(value).split(",") if declared[name]["Type"].startswith(("CommaDelimitedList", "List<")) else value
         for name, value in values.items()
     }
+
+
+def _refusal(declared: Mapping[str, Any], value: str) -> str | None:
+    """What CloudFormation would expect instead of `value`; None if it takes it."""
+    if allowed := declared.get("AllowedValues"):
+        return None if value in map(str, allowed) else f"one of {', '.join(map(str, allowed))}"
+    if declared["Type"] == "Number":
+        low, high = declared.get("MinValue"), declared.get("MaxValue")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        fits = math.isfinite(number) and (low is None or number >= low) and (high is None or number <= high)
+        return None if fits else " ".join(["a number", *_bound("from", low), *_bound("to", high)])
+    low, high = declared.get("MinLength"), declared.get("MaxLength")
+    if (low is not None and len(value) < low) or (high is not None and len(value) > high):
+        return " ".join(["a length", *_bound("from", low), *_bound("to", high)])
+    pattern = declared.get("AllowedPattern")
+    return None if pattern is None or re.fullmatch(pattern, value) else f"a match of {pattern}"
+
+
+def _bound(word: str, limit: object) -> tuple[str, ...]:
+    return () if limit is None else (word, str(limit))
 
 
 def _queue(logical_id: str, properties: dict[str, Any]) -> Queue:

@@ -11,6 +11,7 @@ import pytest
 from spillway.stack.errors import StackError
 from spillway.stack.intrinsics import Resolver
 from spillway.stack.mapping import MappingConfig
+from spillway.stack.queues import CreatedQueue
 from spillway.stack.template import REPOSITORY, TEMPLATE, Fleet, load_fleet, translate
 from workers.runtime.settings import Settings
 
@@ -34,8 +35,8 @@ def of_type(resources: dict[str, dict[str, Any]], kind: str) -> dict[str, dict[s
 
 
 def environment(fleet: Fleet, function: str) -> dict[str, str]:
-    urls = {queue: f"https://sqs.example/{queue}" for queue in fleet.queues}
-    return fleet.environment(fleet.functions[function], urls) | {"AWS_REGION": "eu-west-1"}
+    queues = {queue: CreatedQueue(f"https://sqs.example/{queue}", f"arn:{queue}") for queue in fleet.queues}
+    return fleet.environment(fleet.functions[function], queues) | {"AWS_REGION": "eu-west-1"}
 
 
 def test_there_is_a_fleet(fleet: Fleet) -> None:
@@ -79,7 +80,7 @@ def test_every_mapping_reports_partial_failures_within_lambdas_limits(fleet: Fle
         assert source.maximum_concurrency is not None
         MappingConfig(
             queue_url="https://sqs.example/queue",
-            queue_arn=fleet.queues[source.queue].arn,
+            queue_arn=f"arn:aws:sqs:eu-west-1:123456789012:{fleet.queues[source.queue].name}",
             region="eu-west-1",
             fifo=fleet.queues[source.queue].fifo,
             batch_size=source.batch_size,
