@@ -37,7 +37,7 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or bool(os.environ.get("SPILLWAY_DEBUG"))
     if not debug:
-        # Else Python prints the warnings of every library to the terminal: what matters is in the error that we explain.
+        # Else Python prints every library's warnings to the terminal; what matters is in the error that we explain.
         logging.getLogger().addHandler(logging.NullHandler())
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="spillway")

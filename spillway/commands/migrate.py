@@ -64,7 +64,9 @@ def _explained(error: psycopg.Error, dsn: str) -> SpillwayError:
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rpartition(" failed: ")[2]
     said = re.sub(r"^[A-Z]+: +", "", said).rstrip(".")
     if error.sqlstate is not None:
-        return SpillwayError(f"The database refused: {said}.", "Check that the DSN's role may create roles and schemas.")
+        return SpillwayError(
+            f"The database refused: {said}.", "Check that the DSN's role may create roles and schemas."
+        )
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:

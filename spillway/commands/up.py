@@ -59,7 +59,9 @@ def up(
             "Use it, stop it, or set SPILLWAY_STATE to another file to run a second one.",
         )
     if sqs_endpoint is not None and not sqs_endpoint.startswith(("http://", "https://")):
-        raise SpillwayError(f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566.")
+        raise SpillwayError(
+            f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566."
+        )
     options = StackOptions(
         sqs_endpoint=sqs_endpoint,
         sqs_port=sqs_port,

@@ -62,8 +62,10 @@ def _create(client: SQSClient, queue: Queue, created: dict[str, CreatedQueue]) -
             f"The SQS endpoint {endpoint} answered {status} to creating {queue.name} ({code or 'no error code'}).",
             "Check that the endpoint is an SQS server and that the credentials may create queues.",
         ) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, LookupError, TypeError, AttributeError) as error:
+        # The SDK takes any body of an answer with status 200; a queue URL or ARN is then missing from it.
+        why = str(error) if isinstance(error, BotoCoreError) else "its answer is not one to CreateQueue"
         raise StackError(
-            f"The SQS endpoint {endpoint} does not answer as SQS does: {error}.",
+            f"The SQS endpoint {endpoint} does not answer as SQS does: {why}.",
             "Check --sqs-endpoint, or leave it out to use the embedded server.",
         ) from error

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from spillway.history import History, Message
     from spillway.stack.environment import ExecutionEnvironment
     from spillway.stack.event_source import EventSourceMapping
+    from spillway.stack.postgres import StopMode
 
-DEADLINE_S = 90.0
+DEADLINE_S = 60.0
 #: Seconds for the function and for the queue's visibility timeout, so that what failed soon comes again. Poison needs
 #: the longer time: a worker starts no send to the dead-letter queue that could outlast its invocation.
 QUICK = {"Timeout: 30": "Timeout: 6", '"30"': '"6"', "VisibilityTimeout: 181": "VisibilityTimeout: 6"}
@@ -167,11 +169,10 @@ def test_a_history_becomes_its_rows(tmp_path: Path) -> None:
         assert set(orders.mapping.stats.batches_by_reason) == {"success"}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_environments_killed_at_random_moments(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    history = generate(600, seed=seed, poison=0, duplicates=0.1)
-    with orders_stack(tmp_path, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
+def environments_killed_at_random_moments(directory: Path) -> None:
+    rng = random.Random(1)
+    history = generate(600, seed=1, poison=0, duplicates=0.1)
+    with orders_stack(directory, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
         # Longer writes, so that a kill mostly meets one.
         orders.admin.execute(
             "CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS"
@@ -189,9 +190,9 @@ def test_environments_killed_at_random_moments(tmp_path: Path, seed: int) -> Non
         assert orders.dead_letters() == {}
 
 
-def test_a_batch_killed_between_its_commit_and_its_report_changes_nothing_again(tmp_path: Path) -> None:
+def a_batch_killed_between_its_commit_and_its_report_changes_nothing_again(directory: Path) -> None:
     history = generate(100, seed=4, poison=0.1, duplicates=0)
-    with orders_stack(tmp_path, WITH_POISON, **PARAMETERS) as orders:
+    with orders_stack(directory, WITH_POISON, **PARAMETERS) as orders:
         orders.send(history.messages)
         # After the commit, a cold worker that has poison imports an SDK: a third of a second.
         until(lambda: orders.claimed() == 90, "the commit")
@@ -208,13 +209,14 @@ def test_a_batch_killed_between_its_commit_and_its_report_changes_nothing_again(
         }
 
 
-def test_a_batch_killed_while_it_writes_changed_nothing_and_comes_again(tmp_path: Path) -> None:
+def a_batch_killed_while_it_writes_changed_nothing_and_comes_again(directory: Path) -> None:
     history = generate(200, seed=3, poison=0, duplicates=0)
-    with orders_stack(tmp_path, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
-        with orders.admin.transaction():
-            orders.admin.execute("LOCK TABLE spillway.orders IN ACCESS EXCLUSIVE MODE")
+    with orders_stack(directory, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'spillway_app' AND wait_event_type = 'Lock'"
+        # A second connection, because within a transaction pg_stat_activity stands still.
+        with psycopg.connect(orders.stack.dsn) as other, other.transaction():
+            other.execute("LOCK TABLE spillway.orders IN ACCESS EXCLUSIVE MODE")
             orders.send(history.messages)
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'spillway_app' AND wait_event_type = 'Lock'"
             until(lambda: orders.admin.execute(waiting).fetchone() != (0,), "a worker to be writing")
             for environment in environments(orders.mapping):
                 environment.kill()
@@ -225,12 +227,12 @@ def test_a_batch_killed_while_it_writes_changed_nothing_and_comes_again(tmp_path
         orders.check(history)
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_postgresql_restarted_while_messages_flow(tmp_path: Path, mode: Any) -> None:
+def postgresql_restarted_while_messages_flow(directory: Path) -> None:
+    modes: tuple[StopMode, ...] = ("fast", "immediate", "fast")
     history = generate(900, seed=5, poison=0.02, duplicates=0.05)
     thirds = [history.messages[start : start + 300] for start in range(0, 900, 300)]
-    with orders_stack(tmp_path, WITH_POISON, SMALL_BATCHES, **PARAMETERS) as orders:
-        for third in thirds:
+    with orders_stack(directory, WITH_POISON, SMALL_BATCHES, **PARAMETERS) as orders:
+        for third, mode in zip(thirds, modes, strict=True):
             before = orders.claimed()
             orders.send(third)
             until(lambda: orders.claimed() > before, "messages to flow")  # noqa: B023
@@ -238,12 +240,13 @@ def test_postgresql_restarted_while_messages_flow(tmp_path: Path, mode: Any) -> 
             orders.stack.postgres.restart(mode)
         orders.drain()
         orders.check(history)
-        assert set(orders.given_back()) <= {"unavailable"}
+        # Poison, where reconnecting left too little time for the dead-letter queue.
+        assert set(orders.given_back()) <= {"unavailable", "poison"}
 
 
-def test_a_missing_function_is_never_the_messages_fault(tmp_path: Path) -> None:
+def a_missing_function_is_never_the_messages_fault(directory: Path) -> None:
     history = generate(300, seed=6, poison=0, duplicates=0.05)
-    with orders_stack(tmp_path, QUICK, **PARAMETERS) as orders:
+    with orders_stack(directory, QUICK, **PARAMETERS) as orders:
         (signature,) = orders.admin.execute(
             "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'apply_orders'"
         ).fetchone() or ("",)
@@ -259,10 +262,10 @@ def test_a_missing_function_is_never_the_messages_fault(tmp_path: Path) -> None:
         assert orders.outcome("dead-lettered") == 0
 
 
-def test_a_changed_password_is_never_the_messages_fault(tmp_path: Path) -> None:
+def a_changed_password_is_never_the_messages_fault(directory: Path) -> None:
     first, second = generate(100, seed=7, poison=0, duplicates=0), generate(400, seed=7, poison=0, duplicates=0)
     assert first.messages != second.messages[:100]
-    with orders_stack(tmp_path, QUICK, **PARAMETERS) as orders:
+    with orders_stack(directory, QUICK, **PARAMETERS) as orders:
         orders.send(first.messages)
         orders.drain()
         orders.check(first)
@@ -280,10 +283,10 @@ def test_a_changed_password_is_never_the_messages_fault(tmp_path: Path) -> None:
         assert orders.dead_letters() == {}
 
 
-def test_poison_stays_in_its_queue_while_the_dead_letter_queue_refuses_it(tmp_path: Path) -> None:
+def poison_stays_in_its_queue_while_the_dead_letter_queue_refuses_it(directory: Path) -> None:
     history = generate(300, seed=8, poison=0.1, duplicates=0)
     poison = broken(history)
-    with orders_stack(tmp_path, WITH_POISON, **PARAMETERS) as orders:
+    with orders_stack(directory, WITH_POISON, **PARAMETERS) as orders:
         name = orders.dead_letter_url.rpartition("/")[2]
         orders.stack.client.delete_queue(QueueUrl=orders.dead_letter_url)
         orders.send(history.messages)
@@ -296,6 +299,35 @@ def test_poison_stays_in_its_queue_while_the_dead_letter_queue_refuses_it(tmp_pa
         orders.drain()
         orders.check(history)
         assert orders.dead_letters() == poison
+
+
+#: Each has a stack of its own and mostly waits for a visibility timeout to end, so they run several at a time.
+FAULTS = [
+    postgresql_restarted_while_messages_flow,
+    poison_stays_in_its_queue_while_the_dead_letter_queue_refuses_it,
+    a_batch_killed_between_its_commit_and_its_report_changes_nothing_again,
+    a_missing_function_is_never_the_messages_fault,
+    a_changed_password_is_never_the_messages_fault,
+    environments_killed_at_random_moments,
+    a_batch_killed_while_it_writes_changed_nothing_and_comes_again,
+]
+
+
+@pytest.fixture(scope="module")
+def faults(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """Those that were asked for, running."""
+    wanted = {item.callspec.params.get("fault") for item in request.session.items if hasattr(item, "callspec")}
+    with ThreadPoolExecutor(3) as pool:
+        yield {
+            fault.__name__: pool.submit(fault, tmp_path_factory.mktemp("fault")) for fault in FAULTS if fault in wanted
+        }
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_nothing_is_lost_or_applied_twice(fault: Callable[[Path], None], faults: dict[str, Future[None]]) -> None:
+    faults[fault.__name__].result()
 
 
 def test_a_dead_letter_is_the_message_itself_with_the_reason(tmp_path: Path) -> None:

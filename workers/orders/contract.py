@@ -6,7 +6,7 @@ that is missing has to be waited for.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -47,7 +47,8 @@ class Order(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     placed_at: Annotated[datetime, Meta(tz=True, description="When the customer placed the order.")]
 
     def __post_init__(self) -> None:
-        require_storable(self.placed_at, "placed_at")
+        if self.placed_at.tzinfo is not UTC:
+            require_storable(self.placed_at, "placed_at")
         if not (self.currency.isascii() and self.currency.isalpha() and self.currency.isupper()):
             raise ValueError("Expected `currency` to be three capital letters A-Z")
         total = 0
@@ -63,8 +64,9 @@ class UpdatedOrder(Order, kw_only=True, frozen=True, gc=False):
     updated_at: Annotated[datetime, Meta(tz=True, description="When the change was made.")]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_storable(self.updated_at, "updated_at")
+        Order.__post_init__(self)
+        if self.updated_at.tzinfo is not UTC:
+            require_storable(self.updated_at, "updated_at")
 
 
 class CancelledOrder(Order, kw_only=True, frozen=True, gc=False):
@@ -74,15 +76,16 @@ class CancelledOrder(Order, kw_only=True, frozen=True, gc=False):
     reason: Annotated[str, Meta(max_length=256, description="Why it was cancelled.")] = ""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_storable(self.cancelled_at, "cancelled_at")
+        Order.__post_init__(self)
+        if self.cancelled_at.tzinfo is not UTC:
+            require_storable(self.cancelled_at, "cancelled_at")
 
 
 class _AboutOrder(CloudEvent, kw_only=True, frozen=True, gc=False):
     data: Order
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        CloudEvent.__post_init__(self)
         if self.subject != self.data.order_id:
             raise ValueError("Expected `subject` to equal `data.order_id`")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aws_lambda_powertools.utilities.batch import BasePartialBatchProcessor, EventType
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
     from workers.runtime.dead_letters import DeadLetterQueue, Record
     from workers.runtime.envelope import CloudEvent, EventDecoder
     from workers.runtime.telemetry import Telemetry
-    from workers.runtime.writer import BatchWriter, Row
+    from workers.runtime.writer import BatchWriter, Row, Written
 
 #: Kept back from the invocation's time for reporting.
 REPORT_S = 0.2
+
+
+_outcome_of = itemgetter(1)
 
 
 class BulkBatchProcessor(BasePartialBatchProcessor):
@@ -55,30 +60,36 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
 
     def process(self) -> list[tuple[Any, ...]]:
         """Process all records. The return value (Powertools' per-record tuples) is not used and stays empty."""
+        # A batch is thousands of objects and no cycle: the collector would look at them all and find nothing.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._process()
+        finally:
+            if collecting:
+                gc.enable()
+        return []
+
+    def _process(self) -> None:
         remaining_s = self._clock()
         outcomes: Counter[str] = Counter()
         poisoned: list[tuple[Record, Poison]] = []
         rows: list[Row] = []
-        holders: dict[int, list[Record]] = {}
+        holders: dict[int, Record] = {}
+        repeats: dict[int, list[Record]] = {}
 
-        self._decode(rows, holders, poisoned, outcomes)
+        self._decode(rows, holders, repeats, poisoned, outcomes)
         started = time.perf_counter()
         written = self._writer.write(rows, remaining_s)
         write_ms = (time.perf_counter() - started) * 1000
 
-        done = self.success_messages
-        for event_id, outcome, reason, detail in written.answers:
-            records = holders[event_id.int]
-            if outcome == "invalid":
-                poison = Poison(Reason.DATA, detail or "", reason or "")
-                poisoned += ((record, poison) for record in records)
-                continue
-            outcomes[outcome] += 1
-            done += records
-            if len(records) > 1:  # the same event more than once in this batch
-                outcomes["duplicate"] += len(records) - 1
-        for event_id, failure in written.given_back.items():
-            self._give_back(holders[event_id.int], failure, outcomes)
+        answered = Counter(map(_outcome_of, written.answers))
+        if len(written.answers) == len(holders) and not answered["invalid"] and not repeats:
+            # Nearly every batch: each event is answered for once (the writer checked whose answers they are) and done.
+            outcomes.update(answered)
+            self.success_messages += holders.values()
+        else:
+            self._sort_out(written, holders, repeats, poisoned, outcomes)
         for failure, error in written.errors:
             self._telemetry.failed(failure, error)
         if poisoned:
@@ -89,18 +100,19 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
             size=len(self.records),
             write_ms=write_ms,
             halvings=written.halvings,
-            redelivered=sum(map(_redelivered, self.records)),
+            redelivered=_redelivered(self.records),
             request_id=getattr(getattr(self, "lambda_context", None), "aws_request_id", ""),
         )
-        return []
 
     def _decode(
         self,
         rows: list[Row],
-        holders: dict[int, list[Record]],
+        holders: dict[int, Record],
+        repeats: dict[int, list[Record]],
         poisoned: list[tuple[Record, Poison]],
         outcomes: Counter[str],
     ) -> None:
+        """Fill `rows` with what is to be written, and `holders` and `repeats` with the records that wait for it."""
         decode, to_row = self._decoder.decode, self.handler
         for record in self.records:
             try:
@@ -113,10 +125,38 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
                 self._give_back([record], Failure.UNKNOWN, outcomes)
             else:
                 # Keyed by integer: hashing a UUID object runs Python code.
-                holder = holders.setdefault(event.id.int, [])
-                if not holder:
+                key = event.id.int
+                if key in holders:
+                    repeats.setdefault(key, []).append(record)
+                else:
+                    holders[key] = record
                     rows.append(row)
-                holder.append(record)
+
+    def _sort_out(
+        self,
+        written: Written,
+        holders: dict[int, Record],
+        repeats: dict[int, list[Record]],
+        poisoned: list[tuple[Record, Poison]],
+        outcomes: Counter[str],
+    ) -> None:
+        """Say record by record what became of a batch in which not everything went the usual way."""
+        for event_id, outcome, reason, detail in written.answers:
+            key = event_id.int
+            record, again = holders.pop(key), repeats.pop(key, [])
+            if outcome == "invalid":
+                poison = Poison(Reason.DATA, detail or "", reason or "")
+                poisoned += [(each, poison) for each in (record, *again)]
+                continue
+            outcomes[outcome] += 1
+            if again:  # the same event more than once in this batch
+                outcomes["duplicate"] += len(again)
+            self.success_messages += [record, *again]
+        for event_id, failure in written.given_back.items():
+            key = event_id.int
+            self._give_back([holders.pop(key), *repeats.pop(key, [])], failure, outcomes)
+        for key, record in holders.items():  # nobody answered for it: the writer's promise was broken
+            self._give_back([record, *repeats.get(key, [])], Failure.UNKNOWN, outcomes)
 
     def _bury(
         self, poisoned: list[tuple[Record, Poison]], remaining_s: Callable[[], float], outcomes: Counter[str]
@@ -166,5 +206,6 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
         raise TypeError("BulkBatchProcessor writes whole batches: use process_partial_response")
 
 
-def _redelivered(record: Record) -> bool:
-    return bool(record.get("attributes", {}).get("ApproximateReceiveCount", "1") != "1")
+def _redelivered(records: list[Record]) -> int:
+    nothing: dict[str, str] = {}
+    return sum([record.get("attributes", nothing).get("ApproximateReceiveCount", "1") != "1" for record in records])
