@@ -53,6 +53,9 @@ def status(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     outcomes = ", ".join(f"{count:,} {name}" for name, count in snapshot.outcomes.items()) or "none yet"
     console.print(f"\nmessages      {outcomes}")
     console.print(f"invocations   {snapshot.invocations:,} in {snapshot.environments} execution environments")
+    if snapshot.failed:
+        causes = ", ".join(f"{count:,} {reason}" for reason, count in snapshot.failed.items())
+        console.print(f"given back    {causes}")
     console.print(f"connections   {snapshot.connections}")
     console.print(f"running for   {time.time() - state.started_at:,.0f} s as process {state.pid}")
     console.print(f"logs          {state.log_dir}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,15 @@ class QueueDepth(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, kw_only=True, frozen=True):
-    """Counts since the stack started. `taken_at` is seconds since the epoch; `outcomes` are messages by outcome."""
+    """Counts since the stack started. `taken_at` is seconds since the epoch; `outcomes` are messages by outcome.
+
+    `failed` counts messages by why their batch gave them back, as the event source saw it (partial_response.Reason).
+    """
 
     taken_at: float
     queues: dict[str, QueueDepth]
     done: int
-    failed: int
+    failed: dict[str, int]
     invocations: int
     environments: int
     connections: int
@@ -48,7 +52,7 @@ class Snapshot(msgspec.Struct, kw_only=True, frozen=True):
             f"environments {self.environments}  connections {self.connections}"
         )
         if self.failed:
-            line += f"  failed {self.failed:,}"
+            line += "  failed " + ", ".join(f"{count:,} ({reason})" for reason, count in self.failed.items())
         return f"{line}  last error: {self.last_error}" if self.last_error else line
 
 
@@ -69,7 +73,7 @@ def take(stack: LocalStack, admin: psycopg.Connection[tuple[Any, ...]]) -> Snaps
         taken_at=time.time(),
         queues=queues,
         done=sum(one.succeeded for one in stats),
-        failed=sum(one.failed for one in stats),
+        failed=dict(sum((one.failed_by_reason for one in stats), Counter[str]())),
         invocations=sum(one.invocations for one in stats),
         environments=sum(one.environments for one in stats),
         connections=stack.connections(admin),

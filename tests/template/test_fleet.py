@@ -56,7 +56,7 @@ def test_the_chain_of_times_holds(fleet: Fleet) -> None:
 
 def test_the_chain_of_times_breaks_loudly() -> None:
     slow = load_fleet(REQUIRED | {"DatabaseBorrowTimeout": 120})
-    with pytest.raises(Exception, match="FUNCTION_TIMEOUT: expected at least 136 s"):
+    with pytest.raises(Exception, match="FUNCTION_TIMEOUT: expected at least 140 s"):
         Settings.from_env(environment(slow, "OrdersConsumer"))
 
 

@@ -15,7 +15,7 @@ from spillway.stack.metrics import MetricStore
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row
 from workers.runtime.bulk import BulkBatchProcessor
-from workers.runtime.dead_letters import DeadLetterQueue
+from workers.runtime.dead_letters import SEND_BUDGET_S, DeadLetterQueue
 from workers.runtime.envelope import EventDecoder
 from workers.runtime.telemetry import Telemetry
 from workers.runtime.writer import BatchWriter
@@ -161,3 +161,22 @@ def test_no_payload_in_what_is_logged(capsys: pytest.CaptureFixture[str]) -> Non
     assert "undecodable" in output
     assert "UndefinedFunction" in output
     assert secret not in output
+
+
+class Context:
+    """An invocation that has `remaining_s` left, and always will."""
+
+    aws_request_id = "request"
+
+    def __init__(self, remaining_s: float) -> None:
+        self.remaining_s = remaining_s
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.remaining_s * 1000)
+
+
+def test_the_time_to_dead_letter_known_poison_is_kept_back_from_writing() -> None:
+    context: Any = Context(SEND_BUDGET_S + 0.5)  # an attempt needs 1 s
+    for bodies, expected in [([GOOD[0]], []), ([GOOD[0], "{"], ["m0"])]:
+        response = process_partial_response(event(bodies), to_row, processor(Store()), context)
+        assert [failure["itemIdentifier"] for failure in response["batchItemFailures"]] == expected

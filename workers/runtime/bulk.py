@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aws_lambda_powertools.utilities.batch import BasePartialBatchProcessor, EventType
 
+from workers.runtime.dead_letters import SEND_BUDGET_S
 from workers.runtime.failures import Failure, Poison, Reason
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from workers.runtime.envelope import CloudEvent, EventDecoder
     from workers.runtime.telemetry import Telemetry
     from workers.runtime.writer import BatchWriter, Row, Written
-
-#: Kept back from the invocation's time for reporting.
-REPORT_S = 0.2
 
 
 _outcome_of = itemgetter(1)
@@ -80,7 +78,9 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
 
         self._decode(rows, holders, repeats, poisoned, outcomes)
         started = time.perf_counter()
-        written = self._writer.write(rows, remaining_s)
+        # Poison that is known already must not stay behind because retries used its time up.
+        reserved_s = SEND_BUDGET_S if poisoned else 0.0
+        written = self._writer.write(rows, lambda: remaining_s() - reserved_s)
         write_ms = (time.perf_counter() - started) * 1000
 
         answered = Counter(map(_outcome_of, written.answers))
@@ -185,9 +185,9 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
         """Seconds left of this invocation: Lambda's own count, or the function's timeout where there is no context."""
         context = getattr(self, "lambda_context", None)
         if context is not None:
-            return lambda: context.get_remaining_time_in_millis() / 1000 - REPORT_S
+            return lambda: context.get_remaining_time_in_millis() / 1000
         end = time.monotonic() + self._function_timeout_s
-        return lambda: end - time.monotonic() - REPORT_S
+        return lambda: end - time.monotonic()
 
     def _clean(self) -> None:
         self.batch_response = {"batchItemFailures": self._get_messages_to_report()}

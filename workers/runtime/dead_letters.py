@@ -19,10 +19,10 @@ MAX_ATTRIBUTES = 10
 #: Our attributes' names start with this, so that a redrive can take exactly these off again.
 PREFIX = "spillway."
 
-#: Seconds for the client's connect and read; it tries twice.
-CLIENT_TIMEOUT_S = 2.0
-#: The longest that sending may take, and so what must be left of the invocation before a batch is sent.
-SEND_BUDGET_S = 2 * 2 * CLIENT_TIMEOUT_S
+#: Seconds for the client to connect, and for each read. It tries once: what fails stays in its queue and comes again.
+CLIENT_TIMEOUT_S = 1.0
+#: What must be left of the invocation before a batch is sent: importing boto3 once, connecting, and the answer.
+SEND_BUDGET_S = 1.0 + 2 * CLIENT_TIMEOUT_S
 
 Record = dict[str, Any]
 
@@ -144,5 +144,5 @@ def _sqs_client() -> Any:
     import boto3  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
-    config = Config(connect_timeout=CLIENT_TIMEOUT_S, read_timeout=CLIENT_TIMEOUT_S, retries={"total_max_attempts": 2})
+    config = Config(connect_timeout=CLIENT_TIMEOUT_S, read_timeout=CLIENT_TIMEOUT_S, retries={"total_max_attempts": 1})
     return boto3.client("sqs", config=config)

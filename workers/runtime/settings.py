@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from workers.runtime.dead_letters import SEND_BUDGET_S
 from workers.runtime.failures import WorkerError
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 #: What an attempt needs beyond the database's own limits: network, decoding the answer, reporting.
 MARGIN_S = 1.0
+#: What may pass before the first attempt: a cold start's imports and decoding the batch.
+START_S = 1.0
 
 SslMode = Literal["disable", "require", "verify-ca", "verify-full"]
 
@@ -80,12 +83,14 @@ class Settings:
             raise SettingsError("AWS_REGION: expected a region because DATABASE_AUTH is 'iam', got nothing")
         if self.auth == "iam" and self.sslmode == "disable":
             raise SettingsError("DATABASE_SSLMODE: expected TLS because DATABASE_AUTH is 'iam', got 'disable'")
-        # The chain of times: a first attempt that has to connect must fit, or the function is killed in mid-write.
-        needed = self.connect_timeout + self.attempt
+        # The chain of times. A first attempt that has to connect must fit, and sending dead letters after it, or a
+        # function that looks healthy would give every message back for want of time.
+        needed = START_S + self.connect_timeout + self.attempt + SEND_BUDGET_S
         if needed > self.function_timeout:
             raise SettingsError(
-                f"FUNCTION_TIMEOUT: expected at least {needed:g} s (connect {self.connect_timeout} + borrow "
-                f"{self.borrow_timeout} + statement {self.statement_timeout} + margin {MARGIN_S:g}), "
+                f"FUNCTION_TIMEOUT: expected at least {needed:g} s (start {START_S:g} + connect {self.connect_timeout}"
+                f" + borrow {self.borrow_timeout} + statement {self.statement_timeout} + margin {MARGIN_S:g}"
+                f" + dead letters {SEND_BUDGET_S:g}), "
                 f"got {self.function_timeout}"
             )
 
