@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
 
-class OrderRow(msgspec.Struct, gc=False):
+class OrderRow(msgspec.Struct, gc=False, omit_defaults=True):
     """What apply_orders reads of one event (apply.sql)."""
 
     id: UUID

@@ -40,7 +40,11 @@ MAX_ERROR_TEXT = 200
 
 
 class Telemetry:
-    """One structured log line and one EMF record per invocation, from Powertools' Logger and Metrics."""
+    """One EMF record per invocation, and a structured log line for everything that is not as it should be.
+
+    The EMF record is a log line already, with every count and the request id; saying the same once more through the
+    logger cost a tenth of a small batch.
+    """
 
     def __init__(self, worker: str) -> None:
         self.logger = Logger(service=worker)
@@ -50,6 +54,7 @@ class Telemetry:
         self, outcomes: Counter[str], *, size: int, write_ms: float, halvings: int, redelivered: int, request_id: str
     ) -> None:
         """Report one finished batch of `size` messages."""
+        self._metrics.add_metadata("request_id", request_id)
         add = self._metrics.add_metric
         for outcome, count in outcomes.items():
             add(name=OUTCOME_METRICS[outcome], unit=MetricUnit.Count, value=count)
@@ -58,9 +63,6 @@ class Telemetry:
         add(name=ISOLATIONS, unit=MetricUnit.Count, value=halvings)
         add(name=REDELIVERED, unit=MetricUnit.Count, value=redelivered)
         self._metrics.flush_metrics()
-        self.logger.info(
-            "batch", outcomes=dict(outcomes), batch_size=size, write_ms=round(write_ms, 3), request_id=request_id
-        )
 
     def failed(self, failure: Failure, error: BaseException) -> None:
         """Report an error of the database (or of ours) and the class it was put in."""
