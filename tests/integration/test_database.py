@@ -171,3 +171,16 @@ def test_nothing_on_the_wire_can_pin_a_proxy_session(database: TestDatabase) -> 
 
 def _record(number: int, body: str) -> dict[str, Any]:
     return {"messageId": f"m{number}", "body": body, "attributes": {"ApproximateReceiveCount": "1"}}
+
+
+def test_a_connection_that_died_is_not_taken_for_an_open_one(database: TestDatabase) -> None:
+    """The writer keeps time back for connecting by this."""
+    connection = Database(settings(database))
+    first = backend(connection)
+    with database.owner() as owner:
+        owner.execute("SELECT pg_terminate_backend(%s)", (first,))
+    with pytest.raises(psycopg.OperationalError):
+        backend(connection)
+    assert not connection.connected
+    assert backend(connection) != first
+    connection.discard()
