@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from psycopg.rows import dict_row
 
 from spillway.history import Row
 from workers.runtime.dead_letters import PREFIX
-from workers.runtime.telemetry import OUTCOME_METRICS
+from workers.runtime.telemetry import BATCH_SIZE, OUTCOME_METRICS
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from spillway.stack.metrics import MetricStore
 
 _BYTE = re.compile(r" \(byte \d+\)$")
+
+#: How long to wait for metrics that were printed but have not been read yet.
+OUTPUT_S = 5.0
 
 #: Outcomes after which a message is done, in the order the summary lists them.
 DONE = ("applied", "stale", "duplicate", "rejected", "dead-lettered")
@@ -63,6 +67,10 @@ def examine(
     dead_letter_url: str,
 ) -> Result:
     """Compare what the workers counted, what the database holds and what the dead-letter queue holds with the truth."""
+    # The functions' last lines may still be on their way through a pipe.
+    deadline = time.monotonic() + OUTPUT_S
+    while metrics.sum(BATCH_SIZE) < sent and time.monotonic() < deadline:
+        time.sleep(0.02)
     counts = {outcome: int(metrics.sum(name)) for outcome, name in OUTCOME_METRICS.items()}
     done = {outcome: counts[outcome] for outcome in DONE if counts[outcome] or outcome != "rejected"}
     expected = history.expected

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spillway import screens
 from spillway.aws import sqs_client
-from spillway.commands.up import describe, publish, start, watch
+from spillway.commands.up import describe, publish, refuse_a_second_stack, start, watch
 from spillway.demo import examine
 from spillway.errors import SpillwayError
 from spillway.history import generate
@@ -51,6 +51,8 @@ def demo(
 
     Exit status: 0 everything agrees; 1 something does not, or could not start; 130 interrupted by Ctrl-C.
     """
+    if keep:
+        refuse_a_second_stack()
     if poison + duplicates >= 1:
         raise SpillwayError("--poison and --duplicates leave no event to repeat.", "Their sum must be below 1.")
     console = screens.console()
@@ -151,10 +153,11 @@ class Flood:
                     self.peak_connections = max(self.peak_connections, self._stack.connections(admin))
                     if interrupted.wait(TICK_S):
                         return None
+                seconds = time.monotonic() - started
+                sender.join()  # the last message can be done before its sender has counted it
             finally:
                 self._given_up.set()
                 sender.join()
-            seconds = time.monotonic() - started
             progress.update(bars["sent"], completed=self.sent)
             progress.update(bars["in flight"], completed=0)
             progress.update(bars["done"], completed=done)

@@ -53,11 +53,7 @@ def up(
     Exit status: 0 after Ctrl-C; 1 when something could not start or died.
     """
     console = screens.console()
-    if (running := read_state()) is not None:
-        raise SpillwayError(
-            f"A local stack is running already (process {running.pid}, SQS at {running.endpoint_url}).",
-            "Use it, stop it, or set SPILLWAY_STATE to another file to run a second one.",
-        )
+    refuse_a_second_stack()
     if sqs_endpoint is not None and not sqs_endpoint.startswith(("http://", "https://")):
         raise SpillwayError(
             f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566."
@@ -83,6 +79,15 @@ def up(
                 remove_state()
         console.print("Stopping ...")
         stack.stop()
+
+
+def refuse_a_second_stack() -> None:
+    """Raise SpillwayError if a stack is published already: other terminals could not tell which one they talk to."""
+    if (running := read_state()) is not None:
+        raise SpillwayError(
+            f"A local stack is running already (process {running.pid}, SQS at {running.endpoint_url}).",
+            "Use it, stop it, or set SPILLWAY_STATE to another file to run a second one.",
+        )
 
 
 def start(stack: LocalStack, console: Console, interrupted: threading.Event) -> bool:
