@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cold_start import build_artifact
 from spillway.stack.template import REPOSITORY
 
 BIN = Path(sys.executable).parent
@@ -27,24 +28,7 @@ NOT_ON_THE_HOT_PATH = {
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact as the Makefile builds it, for the Python and processor that run here."""
     directory = tmp_path_factory.mktemp("artifact")
-    machine = {"x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}[os.uname().machine]
-    result = subprocess.run(
-        [
-            "make",
-            "artifact",
-            f"ARTIFACTS_DIR={directory}",
-            f"BIN={BIN}",
-            f"VENV={BIN.parent}",
-            f"LAMBDA_PYTHON={sys.version_info.major}.{sys.version_info.minor}",
-            f"LAMBDA_PLATFORM={machine}-manylinux_2_28",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    build_artifact(directory)
     return directory
 
 

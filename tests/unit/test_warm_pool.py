@@ -15,7 +15,7 @@ class Environment:
     __hash__ = None  # type: ignore[assignment]
 
     def invoke(self, payload: bytes) -> "Environment":
-        raise NotImplementedError
+        pytest.fail("the pool hands environments out and never invokes one")
 
     kind, body, duration_s, cold = "response", b"", 0.0, False
 

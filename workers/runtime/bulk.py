@@ -31,9 +31,9 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
     The record handler it is given does not do the work of a record; it says what is to be written for one decoded
     event: ``record_handler(event: CloudEvent) -> Row``.
 
-    Every record ends in exactly one of: success (applied, duplicate,
-    stale, rejected, or dead-lettered and confirmed by SQS) or failure (back to the queue). `success_messages` and
-    `fail_messages` hold the raw records until the processor's context ends.
+    Every record ends in exactly one of: success (applied, duplicate, stale, rejected, or dead-lettered and confirmed by
+    SQS) or failure (back to the queue). `success_messages` and `fail_messages` hold the raw records until the
+    processor's context ends.
     """
 
     def __init__(

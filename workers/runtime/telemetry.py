@@ -35,7 +35,7 @@ WRITE_MILLISECONDS = "WriteMilliseconds"
 ISOLATIONS = "Isolations"
 REDELIVERED = "Redelivered"
 
-#: How much of an error's text a log line or dead letter carries.
+#: How much of an error's text a log line carries.
 MAX_ERROR_TEXT = 200
 
 
@@ -47,7 +47,7 @@ class Telemetry:
     """
 
     def __init__(self, worker: str) -> None:
-        self.logger = Logger(service=worker)
+        self._logger = Logger(service=worker)
         self._metrics = Metrics(namespace=NAMESPACE, service=worker)
 
     def batch(
@@ -66,17 +66,17 @@ class Telemetry:
 
     def failed(self, failure: Failure, error: BaseException) -> None:
         """Report an error of the database (or of ours) and the class it was put in."""
-        self.logger.warning("write_failed", failure=failure.value, **describe(error))
+        self._logger.warning("write_failed", failure=failure.value, **describe(error))
 
     def dead_letter(self, reason: str, detail: str, message_ids: list[str]) -> None:
         """Report messages that were poison for the same reason; at most ten ids are named."""
-        self.logger.warning(
+        self._logger.warning(
             "poison", reason=reason, detail=detail, messages=len(message_ids), message_ids=message_ids[:10]
         )
 
     def dead_letters_refused(self, messages: int, why: str) -> None:
         """Report poison that is still in its queue because the dead-letter queue did not take it."""
-        self.logger.error("dead_letter_queue_refused", messages=messages, why=why)
+        self._logger.error("dead_letter_queue_refused", messages=messages, why=why)
 
 
 def describe(error: BaseException) -> dict[str, Any]:
