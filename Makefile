@@ -33,11 +33,12 @@ up: $(VENV)/.local-installed ## Keep the local stack running in the foreground
 test: lint unit template integration stack ## Run every check and test
 
 .PHONY: lint
-lint: $(VENV)/.dev-installed ## Check style, types and generated files
+lint: $(VENV)/.dev-installed ## Check style, types, generated files, and that no SQL pins
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/spillway generate --check
+	$(BIN)/spillway pins workers spillway
 
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -62,6 +63,7 @@ bench: $(VENV)/.dev-installed ## Run the benchmarks (about 10 minutes)
 	$(BIN)/python -m bench.write_path
 	$(BIN)/python -m bench.cold_start
 	$(BIN)/python -m bench.stack
+	$(BIN)/python -m bench.rdsproxy
 
 .PHONY: generate
 generate: $(VENV)/.dev-installed ## Write the schemas, the AsyncAPI document and the samples anew

@@ -45,6 +45,7 @@ def migrate(
         dsn = state.dsn
     migrations = runner.load()
     try:
+        # pins: allow migrations need a direct connection
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
             if dry_run:
                 pending = [migration.name for migration in runner.pending(connection, migrations)]

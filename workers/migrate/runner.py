@@ -81,7 +81,7 @@ def migrate(connection: psycopg.Connection[Any], migrations: list[Migration]) ->
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
-        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")  # pins: allow runs on a direct connection
         connection.execute("CREATE SCHEMA IF NOT EXISTS spillway")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS spillway.migrations ("
