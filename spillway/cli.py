@@ -13,6 +13,8 @@ import typer
 from spillway.commands.demo import demo
 from spillway.commands.generate import generate
 from spillway.commands.migrate import migrate
+from spillway.commands.pins import pins
+from spillway.commands.rdsproxy import app as rdsproxy
 from spillway.commands.send import send
 from spillway.commands.status import status
 from spillway.commands.up import up
@@ -28,8 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for command in (demo, up, send, status, migrate, generate):
+for command in (demo, up, send, status, migrate, generate, pins):
     app.command()(command)
+app.add_typer(rdsproxy, name="rdsproxy")
 
 
 def main() -> NoReturn:

@@ -41,7 +41,8 @@ def test_named_make_targets_and_commands_exist(document: Path) -> None:
 
 
 def commands() -> set[str]:
-    return {command.callback.__name__ for command in app.registered_commands if command.callback}
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    return names | {group.name for group in app.registered_groups if group.name}
 
 
 def test_the_readme_lists_every_command() -> None:
