@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageTypeDef
 
     from spillway.history import History
+    from spillway.rdsproxy.metrics import Snapshot
     from spillway.stack.metrics import MetricStore
 
 _BYTE = re.compile(r" \(byte \d+\)$")
@@ -42,7 +43,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run came to. `outcomes` are the workers' own counts, `dead_letters` counts by (reason, detail)."""
+    """What a run came to. `outcomes` are the workers' own counts, `dead_letters` counts by (reason, detail).
+
+    `proxy` is what the RDS Proxy counted; None where there was none.
+    """
 
     sent: int
     outcomes: dict[str, int]
@@ -50,6 +54,7 @@ class Result:
     redelivered: int
     dead_letters: dict[tuple[str, str], int]
     rows: int
+    proxy: Snapshot | None
     checks: list[Check]
 
     @property
@@ -65,6 +70,7 @@ def examine(
     admin: psycopg.Connection[Any],
     client: SQSClient,
     dead_letter_url: str,
+    proxy: Snapshot | None = None,
 ) -> Result:
     """Compare what the workers counted, what the database holds and what the dead-letter queue holds with the truth."""
     # The functions' last lines may still be on their way through a pipe.
@@ -105,6 +111,12 @@ def examine(
             f"the dead letters are the broken messages, each with its reason: {len(letters):,} of {broken.total():,}",
         ),
     ]
+    if proxy is not None:
+        clients = int(proxy.cloudwatch["ClientConnectionsSetupSucceeded"])
+        pinned = proxy.pinned_sessions_total
+        checks.append(
+            Check(pinned == 0, f"no session was pinned to its connection: {pinned:,} of {clients:,} client connections")
+        )
     return Result(
         sent=sent,
         outcomes=done,
@@ -112,6 +124,7 @@ def examine(
         redelivered=int(metrics.sum("Redelivered")),
         dead_letters=dict(Counter(map(_cause, letters)).most_common()),
         rows=len(rows),
+        proxy=proxy,
         checks=checks,
     )
 

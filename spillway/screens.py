@@ -30,6 +30,19 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(highlight=False, width=140)
 
 
+#: How many pins are listed.
+LISTED_PINS = 5
+
+
+def duration(seconds: float | None) -> str:
+    """A short time with its unit; - for none."""
+    if seconds is None:
+        return "-"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 0.1 else f"{seconds:,.1f} s"
+
+
 def summary(result: Result, *, seed: int, seconds: float, peak_connections: int, concurrency: int) -> RenderableType:
     """The demo's last screen. `seconds` run from the first send to the last message done."""
     table = Table.grid(padding=(0, 2))
@@ -52,7 +65,32 @@ def summary(result: Result, *, seed: int, seconds: float, peak_connections: int,
         table.add_row("given back", f"{count:,}", f"{failure}: went back to the queue and came again", style="yellow")
     table.add_row("rows", f"{result.rows:,}", "orders in the database")
     table.add_row("throughput", f"{result.sent / seconds:,.0f}", f"messages/s over {seconds:.1f} s")
-    table.add_row("connections", f"{peak_connections:,}", f"most database connections at once (limit {concurrency})")
+    if (proxy := result.proxy) is None:
+        table.add_row(
+            "connections", f"{peak_connections:,}", f"most database connections at once (limit {concurrency})"
+        )
+        table.add_row("proxy", "none", "the workers connected to PostgreSQL directly: no pool, no pins, no borrowing")
+    else:
+        size = proxy.cloudwatch["MaxDatabaseConnectionsAllowed"]
+        table.add_row(
+            "clients",
+            f"{proxy.peaks.client_connections:,}",
+            f"most connections to the RDS Proxy at once (limit {concurrency})",
+        )
+        table.add_row(
+            "connections",
+            f"{proxy.peaks.database_connections:,}",
+            f"most database connections at once (the proxy's pool has {size:,.0f})",
+        )
+        borrow = proxy.borrow_latency
+        table.add_row(
+            "borrowing", duration(borrow.p50), f"to borrow a database connection, median (p99 {duration(borrow.p99)})"
+        )
+        table.add_row(
+            "pinned", f"{proxy.pinned_sessions_total:,}", "sessions that had a database connection to themselves"
+        )
+        for pin in proxy.pins[:LISTED_PINS]:
+            table.add_row("", pin.rule, f"{pin.reason} {pin.sql}", style="yellow")
     checks = Table.grid(padding=(0, 1))
     for check in result.checks:
         mark = Text("ok", style="bold green") if check.holds else Text("WRONG", style="bold red")

@@ -1,4 +1,8 @@
-"""One PostgreSQL for the session; one database for each test that asks for it, copied from a migrated one."""
+"""One PostgreSQL for the session; one database for each test that asks for it, copied from a migrated one.
+
+What a worker does can be tested on both of its routes: a test or module that is marked BOTH_ROUTES and asks for a
+`database` runs straight on PostgreSQL, and through an RDS Proxy with IAM tokens and verified TLS.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,37 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from spillway.rdsproxy.background import BackgroundProxy
+from spillway.rdsproxy.settings import ProxySettings, Target
 from spillway.stack.postgres import PostgresServer
 from spillway.stack.processes import Processes
 from workers.migrate.roles import LoginRole, ensure_roles
 from workers.migrate.runner import load, migrate
+from workers.runtime.iam_token import rds_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOGIN = LoginRole.with_timeouts("spillway_app", "application-password", 10)
+REGION = "us-east-1"
+#: What the functions have, and the proxy verifies their tokens with.
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+PROXY_ROUTE = pytest.mark.parametrize("route", ["proxy"], indirect=True)
+BOTH_ROUTES = pytest.mark.parametrize("route", ["direct", "proxy"], indirect=True)
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class TestDatabase:
-    """A database with the workers' schema: as its owner sees it, and as a worker does."""
+    """A database with the workers' schema: as its owner sees it, and as a worker does, through `proxy` if there is one.
+
+    worker_dsn leads straight to the database.
+    """
 
     __test__ = False
     name: str
     server: PostgresServer
+    proxy: BackgroundProxy | None = None
 
     @property
     def dsn(self) -> str:
@@ -41,7 +57,19 @@ class TestDatabase:
         return psycopg.connect(self.dsn, autocommit=True)
 
     def worker(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self.worker_dsn, autocommit=True, prepare_threshold=None)
+        if self.proxy is None:
+            return psycopg.connect(self.worker_dsn, autocommit=True, prepare_threshold=None)
+        return psycopg.connect(
+            host=self.proxy.host,
+            port=self.proxy.port,
+            dbname=self.name,
+            user=LOGIN.name,
+            password=rds_token(self.proxy.host, self.proxy.port, LOGIN.name, REGION),
+            sslmode="verify-full",
+            sslrootcert=str(self.proxy.ca_file),
+            autocommit=True,
+            prepare_threshold=None,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -81,10 +109,43 @@ def drop_database(server: PostgresServer, name: str) -> None:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def shared_proxy(postgres: PostgresServer, migrated: str) -> Iterator[BackgroundProxy]:
+    """An RDS Proxy for all tests, as strict as AWS's can be: TLS and IAM. No worker may ever have pinned a session."""
+    settings = ProxySettings(
+        # Not the template database: nobody may be connected to that while it is copied.
+        target=Target.parse(postgres.dsn("postgres", LOGIN.name, LOGIN.password)),
+        listen_port=0,
+        max_connections=20,
+        connection_borrow_timeout=10,
+        require_tls=True,
+        iam_auth="required",
+        region=REGION,
+        credentials={ACCESS_KEY: SECRET_KEY},
+    )
+    with BackgroundProxy(settings) as proxy:
+        yield proxy
+        proxy.assert_no_pins()
+
+
 @pytest.fixture
-def database(postgres: PostgresServer, migrated: str) -> Iterator[TestDatabase]:
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundProxy | None]:
+    """The proxy on a worker's way to its database; None for the direct route, which is the default."""
+    if getattr(request, "param", "direct") == "direct":
+        yield None
+        return
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    proxy: BackgroundProxy = request.getfixturevalue("shared_proxy")
+    yield proxy
+    proxy.assert_no_pins()
+
+
+@pytest.fixture
+def database(postgres: PostgresServer, migrated: str, route: BackgroundProxy | None) -> Iterator[TestDatabase]:
     name = new_database(postgres, migrated)
-    yield TestDatabase(name, postgres)
+    yield TestDatabase(name, postgres, route)
     drop_database(postgres, name)
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spillway import screens
 from spillway.aws import sqs_client
-from spillway.commands.up import describe, publish, refuse_a_second_stack, start, watch
+from spillway.commands.up import RouteOption, describe, publish, refuse_a_second_stack, start, watch
 from spillway.demo import examine
 from spillway.errors import SpillwayError
 from spillway.history import generate
@@ -24,6 +24,7 @@ from spillway.stack.local import LocalStack, StackOptions
 from spillway.stack.processes import Processes
 from spillway.stack.state import remove_state
 from workers.orders.contract import OrderEvent
+from workers.runtime.telemetry import OUTCOME_METRICS
 
 if TYPE_CHECKING:
     from spillway.history import History
@@ -41,13 +42,14 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed makes the same history.")] = 1,
     poison: Annotated[float, typer.Option(min=0, max=0.5, help="Share of broken messages.")] = 0.01,
     duplicates: Annotated[float, typer.Option(min=0, max=0.5, help="Share of events sent twice.")] = 0.05,
+    route: RouteOption = "proxy",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running afterwards, to look around.")] = False,
 ) -> None:
     """Send a flood of order events through the local stack and check the result.
 
-    Starts PostgreSQL, an SQS server and the orders worker in the real Lambda runtime, all from template.yaml and all on
-    127.0.0.1; sends a generated history with repeats, wrong order and broken messages; and compares what the database
-    and the dead-letter queue hold with what a sequential reference computes.
+    Starts PostgreSQL, an RDS Proxy, an SQS server and the orders worker in the real Lambda runtime, all from
+    template.yaml and all on 127.0.0.1; sends a generated history with repeats, wrong order and broken messages; and
+    compares what the database and the dead-letter queue hold with what a sequential reference computes.
 
     Exit status: 0 everything agrees; 1 something does not, or could not start; 130 interrupted by Ctrl-C.
     """
@@ -57,7 +59,7 @@ def demo(
         raise SpillwayError("--poison and --duplicates leave no event to repeat.", "Their sum must be below 1.")
     console = screens.console()
     with interrupts() as interrupted, Processes() as processes:
-        stack = LocalStack(processes, StackOptions(durable=True))
+        stack = LocalStack(processes, StackOptions(route=route, durable=True))
         with console.status("Generating events"):
             history = generate(events, seed=seed, poison=poison, duplicates=duplicates)
         holds = start(stack, console, interrupted) and _run(stack, history, console, interrupted, seed=seed, keep=keep)
@@ -78,7 +80,7 @@ def _run(
     keep: bool,
 ) -> bool:
     queue, dead_letters = stack.workers()["orders"]
-    with psycopg.connect(stack.dsn, autocommit=True) as admin:
+    with psycopg.connect(stack.dsn, autocommit=True) as admin:  # pins: allow a direct connection, to watch
         flood = Flood(stack, history, queue)
         seconds = flood.run(console, interrupted, admin)
         if seconds is None:
@@ -90,6 +92,7 @@ def _run(
             admin=admin,
             client=stack.client,
             dead_letter_url=stack.queue_urls[dead_letters],
+            proxy=stack.proxy.snapshot() if stack.proxy is not None else None,
         )
         console.print(
             screens.summary(
@@ -169,8 +172,19 @@ class Flood:
             raise SpillwayError(f"Sending failed: {self._failure}.", "Run it again.")
         if stall.lasted(done + self.sent) > STALLED_S:
             errors = [stats.last_error for stats in self._stack.stats() if stats.last_error]
+            failed = [
+                f"{count:,} ({reason})"
+                for stats in self._stack.stats()
+                for reason, count in stats.failed_by_reason.items()
+            ]
+            back = [
+                f"{count:,} {name}"
+                for name, metric in OUTCOME_METRICS.items()
+                if metric.endswith("GivenBack") and (count := int(self._stack.metrics.sum(metric)))
+            ]
             raise SpillwayError(
                 f"Nothing has moved for {STALLED_S:.0f} s with {done:,} messages done. "
+                f"Failed: {', '.join(failed) or 'none'}; given back by the workers: {', '.join(back) or 'none'}. "
                 + (f"The last error: {errors[-1]}." if errors else f"The worker's log ends:\n{self._stack.log_tail()}"),
                 "Run it with --keep and look at the logs.",
             )

@@ -56,7 +56,15 @@ def status(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if snapshot.failed:
         causes = ", ".join(f"{count:,} {reason}" for reason, count in snapshot.failed.items())
         console.print(f"given back    {causes}")
-    console.print(f"connections   {snapshot.connections}")
+    console.print(f"connections   {snapshot.connections} to the database")
+    if (proxy := snapshot.proxy) is not None:
+        waits = f"p50 {screens.duration(proxy.borrow_p50_s)}, p99 {screens.duration(proxy.borrow_p99_s)}"
+        console.print(
+            f"RDS Proxy     client connections {proxy.client_connections:,}, database connections "
+            f"{proxy.database_connections:,} of {proxy.max_database_connections:,}"
+        )
+        console.print(f"borrowing     {waits}, waiting {proxy.waiting:,}, timed out {proxy.borrow_timeouts:,}")
+        console.print(f"pinned        now {proxy.pinned:,}, since the start {proxy.pinned_total:,}")
     console.print(f"running for   {time.time() - state.started_at:,.0f} s as process {state.pid}")
     console.print(f"logs          {state.log_dir}", soft_wrap=True)
     if snapshot.last_error:

@@ -13,12 +13,11 @@ import psycopg
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from spillway import screens
 from spillway.errors import SpillwayError
 from spillway.interrupts import interrupts
-from spillway.stack.local import LocalStack, StackOptions
+from spillway.stack.local import LocalStack, Route, StackOptions
 from spillway.stack.processes import Processes
 from spillway.stack.snapshot import Snapshot, status_file, take
 from spillway.stack.state import StackState, read_state, remove_state, write_state
@@ -33,13 +32,25 @@ REFRESH_S = 1.0
 PRINT_S = 10.0
 
 
+RouteOption = Annotated[
+    Route,
+    typer.Option(
+        envvar="DATABASE_ROUTE",
+        show_envvar=True,
+        help="The workers' way to PostgreSQL: the RDS Proxy with IAM tokens and TLS, or direct with a password.",
+    ),
+]
+
+
 def up(
     *,
+    route: RouteOption = "proxy",
     sqs_endpoint: Annotated[
         str | None, typer.Option(help="An SQS-compatible server, or AWS's own, instead of the embedded one.")
     ] = None,
     sqs_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the embedded SQS server.")] = None,
     postgres_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of PostgreSQL.")] = None,
+    proxy_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the RDS Proxy.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep PostgreSQL's data here from run to run.")] = None,
     ramp: Annotated[bool, typer.Option(help="Scale up as slowly as Lambda does.")] = True,
     parameter: Annotated[list[str], typer.Option("--parameter", "-P", help="A template parameter, Name=value.")] = [],  # noqa: B006  (typer copies it)
@@ -58,10 +69,14 @@ def up(
         raise SpillwayError(
             f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566."
         )
+    if proxy_port is not None and route == "direct":
+        raise SpillwayError("--proxy-port is for the RDS Proxy, which --route direct leaves out.", "Drop one of them.")
     options = StackOptions(
+        route=route,
         sqs_endpoint=sqs_endpoint,
         sqs_port=sqs_port,
         postgres_port=postgres_port,
+        proxy_port=proxy_port,
         data_dir=data_dir,
         ramp=ramp,
         template=template,
@@ -73,7 +88,7 @@ def up(
             try:
                 publish(stack)
                 describe(stack, console)
-                with psycopg.connect(stack.dsn, autocommit=True) as admin:
+                with psycopg.connect(stack.dsn, autocommit=True) as admin:  # pins: allow a direct connection, to watch
                     watch(stack, console, interrupted, admin)
             finally:
                 remove_state()
@@ -119,21 +134,42 @@ def publish(stack: LocalStack) -> None:
             dsn=stack.dsn,
             started_at=time.time(),
             log_dir=str(stack.log_dir),
+            proxy_admin_url=stack.proxy.admin_url if stack.proxy is not None else None,
         )
     )
 
 
 def describe(stack: LocalStack, console: Console) -> None:
     """Print how to reach the stack."""
-    table = Table.grid(padding=(0, 2))
-    table.add_row("SQS endpoint", stack.endpoint_url)
+    facts = [("SQS endpoint", stack.endpoint_url)]
     for name, (queue, dead) in stack.workers().items():
-        table.add_row(f"{name} queue", stack.queue_urls[queue])
+        facts.append((f"{name} queue", stack.queue_urls[queue]))
         if dead:
-            table.add_row("  dead letters", stack.queue_urls[dead])
-    table.add_row("PostgreSQL", stack.dsn)
-    table.add_row("logs", str(stack.log_dir))
-    console.print(table, soft_wrap=True)
+            facts.append(("  dead letters", stack.queue_urls[dead]))
+    facts.append(("PostgreSQL", stack.dsn))
+    if stack.proxy is None:
+        facts += [
+            ("RDS Proxy", "none: the workers connect to PostgreSQL directly, with a password, without TLS"),
+            ("  workers", stack.worker_dsn),
+        ]
+    else:
+        borrow, region = stack.fleet.parameters["DatabaseBorrowTimeout"], stack.client.meta.region_name
+        facts += [
+            (
+                "RDS Proxy",
+                f"{stack.proxy.host}:{stack.proxy.port}, {stack.proxy.max_connections} database connections, "
+                f"{borrow} s to borrow one",
+            ),
+            ("  workers", stack.worker_dsn),
+            ("  password", f"an IAM token for {region}, signed with access key {stack.access_key}"),
+            ("  CA file", str(stack.proxy.ca_file)),
+            ("  metrics", f"{stack.proxy.admin_url}/metrics"),
+            ("  watch it", f"spillway rdsproxy watch --admin-url {stack.proxy.admin_url}"),
+        ]
+    facts.append(("logs", str(stack.log_dir)))
+    # No table: whatever is copied from here must be whole, however narrow the terminal is.
+    for name, fact in facts:
+        console.print(f"{name:<16}{fact}", soft_wrap=True, markup=False)
     console.print("From another terminal: spillway send orders FILE.jsonl, spillway status, psql DSN. Ctrl-C stops.\n")
 
 

@@ -1,4 +1,4 @@
-"""The local stack: PostgreSQL, an SQS server and the event source mappings of template.yaml, as one thing to start."""
+"""The local stack: PostgreSQL, RDS Proxy, SQS and the event source mappings of template.yaml, as one thing to start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlencode
 
 import psycopg
 
@@ -19,8 +20,9 @@ from spillway.stack.event_source import RECEIVERS, EventSourceMapping, MappingCo
 from spillway.stack.metrics import MetricStore
 from spillway.stack.postgres import PostgresServer
 from spillway.stack.queues import CreatedQueue, create_queues
+from spillway.stack.rds_proxy import Credentials, RdsProxyServer
 from spillway.stack.sqs_server import MinistackServer
-from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, Fleet, Function, load_fleet
+from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, Fleet, Function, resolve, translate
 from workers.migrate.roles import LoginRole, ensure_roles
 from workers.migrate.runner import load, migrate
 
@@ -35,14 +37,25 @@ if TYPE_CHECKING:
 
 DATABASE = "spillway"
 
+#: Added to every timeout, in seconds. Lambda gives a cold start time of its own before the timeout begins to run; AWS's
+#: emulator counts it against the first invocation. The template's chain of times leaves a first attempt one second of
+#: slack, and a cold start on a busy machine took 2.5 s: whole batches went back for a visibility timeout.
+INIT_S = 5
+
+#: How the workers reach the database: through the RDS Proxy with IAM tokens and verified TLS, as on AWS, or straight,
+#: with a password and without TLS.
+Route = Literal["proxy", "direct"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
     """How a local stack is to be run. Ports None: any free one. `parameters` override template.yaml's."""
 
+    route: Route = "proxy"
     sqs_endpoint: str | None = None
     sqs_port: int | None = None
     postgres_port: int | None = None
+    proxy_port: int | None = None
     data_dir: Path | None = None
     durable: bool = True
     ramp: bool = True
@@ -67,11 +80,13 @@ class LocalStack:
         self._queues: dict[str, CreatedQueue] = {}
         self.queue_urls: dict[str, str] = {}
         self.postgres: PostgresServer
+        self.proxy: RdsProxyServer | None = None
         self.fleet: Fleet
         self.client: SQSClient
         self.endpoint_url = ""
         self.log_dir: Path
         self._sqs_server: MinistackServer | None = None
+        self._credentials: Credentials | None = None
         self._log: logging.Handler | None = None
 
     def start(self, report: Callable[[str], None] = lambda _: None) -> None:
@@ -87,11 +102,17 @@ class LocalStack:
         )
         self.postgres.start()
         report("Reading template.yaml")
-        self.fleet = load_fleet(self._parameters(), options.template)
+        template = translate(options.template)
+        self.fleet = resolve(template, self._parameters())
         report("Migrating the database")
         self._prepare_database()
         report("Starting the SQS server")
         self._start_sqs()
+        if options.route == "proxy":
+            report("Starting the RDS Proxy")
+            self._start_proxy()
+            # The functions are told the port that it has got.
+            self.fleet = resolve(template, self._parameters())
         report("Starting the event source mappings")
         for source in self.fleet.mappings:
             queue, function = self.fleet.queues[source.queue], self.fleet.functions[source.function]
@@ -135,8 +156,16 @@ class LocalStack:
 
     @property
     def worker_dsn(self) -> str:
-        """The database as the workers see it."""
-        return self.postgres.dsn(DATABASE, self._user, self._password)
+        """The database as the workers see it; through the proxy the password is an IAM token and not in it."""
+        if self.proxy is None:
+            return self.postgres.dsn(DATABASE, self._user, self._password)
+        verify = urlencode({"sslmode": "verify-full", "sslrootcert": str(self.proxy.ca_file)}, safe="/")
+        return f"postgresql://{quote(self._user, safe='')}@{self.proxy.host}:{self.proxy.port}/{DATABASE}?{verify}"
+
+    @property
+    def access_key(self) -> str:
+        """Id of the key that the functions have, and sign their IAM tokens with."""
+        return self._function_credentials().access_key
 
     def stats(self) -> list[MappingStats]:
         """A snapshot of every mapping."""
@@ -158,14 +187,16 @@ class LocalStack:
             raise _died("PostgreSQL", self.postgres.log_tail())
         if self._sqs_server is not None and not self._sqs_server.running:
             raise _died("The SQS server", self._sqs_server.log_tail())
+        if self.proxy is not None and not self.proxy.running:
+            raise _died("The RDS Proxy", self.proxy.log_tail())
 
     def log_tail(self, lines: int = 10) -> str:
-        """The last lines the functions logged."""
+        """The last lines that the functions and the RDS Proxy logged."""
         texts = [path.read_text(encoding="utf-8").splitlines() for path in sorted(self.log_dir.glob("*.log"))]
         return "\n".join(line for text in texts for line in text[-lines:])
 
     def connections(self, admin: psycopg.Connection[Any]) -> int:
-        """How many database connections the workers hold now. Raises StackError if PostgreSQL does not answer."""
+        """How many database connections the workers or their proxy hold. Raises StackError if PostgreSQL is gone."""
         try:
             row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (self._user,)).fetchone()
         except psycopg.OperationalError as error:  # noticed here before its process is found to be gone
@@ -173,16 +204,26 @@ class LocalStack:
         return int(row[0]) if row else 0
 
     def _parameters(self) -> dict[str, Any]:
-        # No proxy yet: the workers connect straight to the database, so there is nothing to wait for a borrow from.
-        local = {
-            "DatabaseHost": self.postgres.host,
-            "DatabasePort": self.postgres.port,
-            "DatabaseName": DATABASE,
-            "DatabaseAuth": "password",
-            "DatabasePassword": self._password,
-            "DatabaseSslMode": "disable",
-            "DatabaseBorrowTimeout": 0,
-        }
+        local: dict[str, Any] = {"DatabaseName": DATABASE}
+        if self._options.route == "direct":
+            # No proxy, so there is nothing to wait for a borrow from.
+            local |= {
+                "DatabaseHost": self.postgres.host,
+                "DatabasePort": self.postgres.port,
+                "DatabaseAuth": "password",
+                "DatabasePassword": self._password,
+                "DatabaseSslMode": "disable",
+                "DatabaseBorrowTimeout": 0,
+            }
+        elif self.proxy is None:
+            local |= {"DatabaseHost": "not-started-yet"}
+        else:
+            # How they log in and what they verify is the template's default, as deployed.
+            local |= {
+                "DatabaseHost": self.proxy.host,
+                "DatabasePort": self.proxy.port,
+                "DatabaseSslRootCert": str(self.proxy.ca_file),
+            }
         return local | dict(self._options.parameters or {})
 
     @property
@@ -190,12 +231,12 @@ class LocalStack:
         return str(self.fleet.parameters["DatabaseUser"])
 
     def _prepare_database(self) -> None:
-        with psycopg.connect(self.postgres.dsn(), autocommit=True) as admin:
+        with psycopg.connect(self.postgres.dsn(), autocommit=True) as admin:  # pins: allow a direct connection
             if admin.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 admin.execute(f"CREATE DATABASE {DATABASE}")
         statement_timeout = int(self.fleet.parameters["DatabaseStatementTimeout"])
         login = LoginRole.with_timeouts(self._user, self._password, statement_timeout)
-        with psycopg.connect(self.dsn, autocommit=True) as admin:
+        with psycopg.connect(self.dsn, autocommit=True) as admin:  # pins: allow migrations need a direct connection
             ensure_roles(admin, login)
             migrate(admin, load())
 
@@ -210,6 +251,21 @@ class LocalStack:
         self._queues = create_queues(self.client, self.fleet)
         self.queue_urls = {logical_id: queue.url for logical_id, queue in self._queues.items()}
 
+    def _start_proxy(self) -> None:
+        # Fixed for the run: what the proxy verifies with must stay what the functions sign with.
+        self._credentials = self._function_credentials()
+        self.proxy = RdsProxyServer(
+            self._processes,
+            target=self.postgres.dsn(DATABASE, self._user, self._password),
+            credentials=self._credentials,
+            region=self.client.meta.region_name,
+            # What the workers believe is what the proxy does.
+            borrow_timeout_s=float(self.fleet.parameters["DatabaseBorrowTimeout"]),
+            log_file=self.log_dir / "rdsproxy.log",
+            port=self._options.proxy_port,
+        )
+        self.proxy.start()
+
     def sqs_client(self, connections: int = 10, attempts: int = 3) -> SQSClient:
         """A client of the stack's SQS endpoint for `connections` threads that tries each call `attempts` times."""
         region = REGION if is_local(self.endpoint_url) else None
@@ -221,7 +277,7 @@ class LocalStack:
             self._processes,
             name=function.name,
             handler=function.handler,
-            timeout_s=function.timeout_s,
+            timeout_s=function.timeout_s + INIT_S,
             memory_mb=function.memory_mb,
             env=variables,
             code_dir=REPOSITORY,
@@ -230,16 +286,22 @@ class LocalStack:
 
     def _aws_variables(self) -> dict[str, str]:
         """What Lambda gives every function: a region and credentials; here also the way to the local SQS server."""
-        credentials = self.client._request_signer._credentials  # type: ignore[attr-defined]
-        frozen = credentials.get_frozen_credentials()
+        credentials = self._function_credentials()
         variables = {
             "AWS_REGION": self.client.meta.region_name,
             "AWS_DEFAULT_REGION": self.client.meta.region_name,
             "AWS_ENDPOINT_URL_SQS": self.endpoint_url,
-            "AWS_ACCESS_KEY_ID": frozen.access_key,
-            "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+            "AWS_ACCESS_KEY_ID": credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
         }
-        return variables | ({"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {})
+        return variables | ({"AWS_SESSION_TOKEN": credentials.token} if credentials.token else {})
+
+    def _function_credentials(self) -> Credentials:
+        if self._credentials is not None:
+            return self._credentials
+        signer: Any = self.client._request_signer  # type: ignore[attr-defined]
+        frozen = signer._credentials.get_frozen_credentials()
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
 
     def _take_output(self, function: str, line: str) -> None:
         if self.metrics.feed(line):

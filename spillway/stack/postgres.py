@@ -218,7 +218,7 @@ class PostgresServer:
 
     def _answers(self) -> bool:
         try:
-            psycopg.connect(self.dsn(), connect_timeout=5).close()
+            psycopg.connect(self.dsn(), connect_timeout=5).close()  # pins: allow a direct connection, closed at once
         except psycopg.OperationalError as error:
             if "password authentication failed" not in str(error):
                 return False

@@ -15,7 +15,8 @@ from spillway.errors import SpillwayError
 class StackState(msgspec.Struct, kw_only=True, frozen=True):
     """A running local stack. `queues` and `dead_letter_queues` map a worker's name to a queue URL.
 
-    `started_at` is seconds since the epoch. `pid` is the process that owns the stack.
+    `started_at` is seconds since the epoch. `pid` is the process that owns the stack. `proxy_admin_url` is where the
+    RDS Proxy's metrics are, None where the workers connect to the database directly.
     """
 
     pid: int
@@ -26,6 +27,7 @@ class StackState(msgspec.Struct, kw_only=True, frozen=True):
     dsn: str
     started_at: float
     log_dir: str
+    proxy_admin_url: str | None = None
 
 
 class _Stored(StackState, kw_only=True, frozen=True):

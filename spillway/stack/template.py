@@ -146,18 +146,22 @@ def translate(path: Path = TEMPLATE) -> dict[str, Any]:
 
 
 def load_fleet(overrides: Mapping[str, Any], path: Path = TEMPLATE) -> Fleet:
-    """Translate `path` and resolve everything but the functions' variables, with `overrides` for its parameters.
+    """Translate the template at `path`, then as `resolve`."""
+    return resolve(translate(path), overrides)
+
+
+def resolve(template: dict[str, Any], overrides: Mapping[str, Any]) -> Fleet:
+    """Resolve everything but the functions' variables in a translated template, with `overrides` for its parameters.
 
     Raises StackError for an override the template has no parameter for and for a parameter without a value, or with
     one that CloudFormation would refuse.
     """
-    template = translate(path)
     parameters = _parameters(template, overrides)
     names = {"AWS::StackName": STACK_NAME, "AWS::Region": REGION, "AWS::AccountId": ACCOUNT, "AWS::Partition": "aws"}
     parameters |= names
     resources: dict[str, Any] = template["Resources"]
     # Logical ids stand for themselves here, so that a mapping's queue and function can be looked up by them.
-    resolve = Resolver(
+    value_of = Resolver(
         template, parameters, lambda logical_id, _: logical_id if logical_id in resources else None
     ).resolve
 
@@ -166,13 +170,13 @@ def load_fleet(overrides: Mapping[str, Any], path: Path = TEMPLATE) -> Fleet:
         properties = resource.get("Properties", {})
         match resource["Type"]:
             case "AWS::SQS::Queue":
-                queues[logical_id] = _queue(logical_id, resolve(properties))
+                queues[logical_id] = _queue(logical_id, value_of(properties))
             case "AWS::Lambda::Function":
                 environment = properties.get("Environment", {}).get("Variables", {})
-                rest = resolve({key: value for key, value in properties.items() if key != "Environment"})
+                rest = value_of({key: value for key, value in properties.items() if key != "Environment"})
                 functions[logical_id] = _function(logical_id, rest, environment)
             case "AWS::Lambda::EventSourceMapping":
-                mappings.append(_mapping(logical_id, resolve(properties)))
+                mappings.append(_mapping(logical_id, value_of(properties)))
     return Fleet(queues, functions, mappings, template, parameters)
 
 

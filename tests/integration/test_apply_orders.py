@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from spillway.demo import read_rows
 from spillway.history import DUPLICATE, VALID, History, generate, reference_rows
+from tests.conftest import BOTH_ROUTES
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row
 from workers.runtime.database import JsonText, JsonTextDumper
@@ -24,6 +25,8 @@ from workers.runtime.worker import statement
 
 if TYPE_CHECKING:
     from tests.conftest import TestDatabase
+
+pytestmark = BOTH_ROUTES
 
 APPLY = statement("orders")
 decode = EventDecoder[Any](OrderEvent).decode

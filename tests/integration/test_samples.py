@@ -11,6 +11,7 @@ from aws_lambda_powertools.utilities.batch import process_partial_response
 from spillway.samples import FOLDER
 from spillway.stack.metrics import MetricStore
 from spillway.stack.template import REPOSITORY
+from tests.conftest import BOTH_ROUTES
 from tests.integration.test_database import settings
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row
@@ -19,6 +20,8 @@ from workers.runtime.worker import build_processor
 
 if TYPE_CHECKING:
     from tests.conftest import TestDatabase
+
+pytestmark = BOTH_ROUTES
 
 SAMPLES = sorted((REPOSITORY / FOLDER).glob("*.json"))
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 import psycopg
@@ -33,14 +34,24 @@ def cli() -> Iterator[CommandLine]:
         yield one
 
 
-def test_demo_checks_what_it_did(cli: CommandLine) -> None:
-    result = cli.run("demo", "--events", "600")
+@pytest.mark.parametrize("route", ["proxy", "direct"])
+def test_demo_checks_what_it_did(cli: CommandLine, route: str) -> None:
+    result = cli.run("demo", "--events", "600", env={"DATABASE_ROUTE": "direct"} if route == "direct" else {})
     assert result.returncode == 0, result.stdout
     assert "Traceback" not in result.stdout
     assert re.search(r"^sent +600 +seed 1$", result.stdout, re.MULTILINE)
     checks = re.findall(r"^(ok|WRONG) (.+?):", result.stdout, re.MULTILINE)
-    assert [mark for mark, _ in checks] == ["ok"] * 5
+    assert [mark for mark, _ in checks] == ["ok"] * (6 if route == "proxy" else 5)
     assert "rows equal the sequential reference" in {name for _, name in checks}
+    if route == "proxy":
+        assert re.search(r"^clients +\d+  most connections to the RDS Proxy", result.stdout, re.MULTILINE)
+        assert re.search(r"^connections +\d+  .*\(the proxy's pool has 20\)$", result.stdout, re.MULTILINE)
+        assert re.search(r"^borrowing +\S+ (us|ms|s)  .*\(p99 \S+ (us|ms|s)\)$", result.stdout, re.MULTILINE)
+        assert re.search(r"^pinned +0 ", result.stdout, re.MULTILINE)
+        assert re.search(r"^ok no session was pinned .*: 0 of [1-9]\d* client", result.stdout, re.MULTILINE)
+    else:
+        assert re.search(r"^proxy +none ", result.stdout, re.MULTILINE)
+        assert "pinned" not in result.stdout
     assert cli.leftovers() == []
 
 
@@ -51,7 +62,7 @@ def test_demo_of_another_seed_kept_to_look_at(cli: CommandLine) -> None:
     assert re.search(r"^sent +400 +seed 7$", shown, re.MULTILINE)
     assert re.search(r"^dead-lettered +80 ", shown, re.MULTILINE)
     assert re.search(r"^duplicate +80 ", shown, re.MULTILINE)
-    assert shown.count("\nok ") == 5
+    assert shown.count("\nok ") == 6
     status = cli.run("status")
     assert status.returncode == 0, status.stdout
     assert re.search(r"^orders +0 +0 +80$", status.stdout, re.MULTILINE), status.stdout
@@ -119,6 +130,13 @@ def test_up_serves_other_terminals(cli: CommandLine, tmp_path: Path) -> None:
     assert queue
     assert dead
     assert dsn
+    admin = re.search(
+        r"^ +watch it +spillway (rdsproxy watch --admin-url (http://127\.0\.0\.1:\d+))$", text, re.MULTILINE
+    )
+    assert admin
+    workers = re.search(r"^ +workers +(postgresql://\S+)$", text, re.MULTILINE)
+    assert workers
+    check_workers_login(workers[1])
 
     events = tmp_path / "orders.jsonl"
     bodies = [message.body for message in generate(200, seed=3, poison=0, duplicates=0).messages]
@@ -134,8 +152,23 @@ def test_up_serves_other_terminals(cli: CommandLine, tmp_path: Path) -> None:
 
     until(lambda: status()["done"] == 200, "200 events to be done")
     assert status()["queues"] == {"orders": {"waiting": 0, "in_flight": 0, "dead": 0}}
+    use = status()["proxy"]
+    assert isinstance(use, dict)
+    assert use["client_connections"] > 0
+    assert use["database_connections"] > 0
+    assert use["borrow_p50_s"] is not None
+    assert use["borrow_p99_s"] is not None
+    assert (use["pinned"], use["pinned_total"], use["borrow_timeouts"]) == (0, 0, 0)
     table = cli.run("status").stdout
     assert re.search(r"^orders +0 +0 +0$", table, re.MULTILINE), table
+    assert re.search(
+        r"^RDS Proxy +client connections [1-9]\d*, database connections [1-9]\d* of 20$", table, re.MULTILINE
+    ), table
+    assert re.search(r"^borrowing +p50 \S+ (us|ms|s), p99 \S+ (us|ms|s), waiting 0, timed out 0$", table, re.MULTILINE)
+    assert re.search(r"^pinned +now 0, since the start 0$", table, re.MULTILINE), table
+    # Whoever copies the command that `up` prints looks at this proxy.
+    fault = cli.run("rdsproxy", "fault", "latency", "per_request=0", "--admin-url", admin[2])
+    assert fault.returncode == 0, fault.stdout
     assert "applied" in table
 
     # psql of the same wheel, as a user with any psql would call it.
@@ -174,10 +207,48 @@ def test_up_serves_other_terminals(cli: CommandLine, tmp_path: Path) -> None:
     assert not cli.state.exists()
 
 
+def check_workers_login(dsn: str) -> None:
+    """Nobody without TLS, nobody without a token, and whoever signs as the functions do."""
+    parts = urlsplit(dsn)
+    host, port, user = parts.hostname, parts.port, parts.username
+    client = boto3.client("rds", region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+    token = client.generate_db_auth_token(host, port, user)
+    client.close()
+    with psycopg.connect(dsn, password=token, autocommit=True, prepare_threshold=None) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == (user,)
+    with pytest.raises(psycopg.OperationalError, match="requires TLS"):
+        psycopg.connect(dsn, password=token, sslmode="disable")
+    with pytest.raises(psycopg.OperationalError, match="IAM authentication failed"):
+        psycopg.connect(dsn, password="application-password")
+
+
+def test_up_without_a_proxy(cli: CommandLine, tmp_path: Path) -> None:
+    up = cli.start("up", "--route", "direct", env={"DATABASE_ROUTE": "proxy"})
+    text = cli.await_output(up, "Ctrl-C stops.")
+    assert "RDS Proxy       none: " in text
+    assert "rdsproxy watch" not in text
+    assert [process for process in cli.processes() if "rdsproxy" in process] == []
+    workers = re.search(r"^ +workers +(postgresql://\S+)$", text, re.MULTILINE)
+    assert workers
+    with psycopg.connect(workers[1]) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("spillway_app",)
+
+    def proxy() -> object:
+        return json.loads(cli.run("status", "--json").stdout)["proxy"]
+
+    until(lambda: cli.run("status").returncode == 0, "the first snapshot")
+    assert proxy() is None
+    assert "pinned" not in cli.run("status").stdout
+    up.send_signal(signal.SIGINT)
+    assert up.wait(30) == 0, cli.output(up)
+    assert cli.leftovers() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_up_ended_otherwise_leaves_nothing(cli: CommandLine, number: signal.Signals) -> None:
     up = cli.start("up")
     cli.await_output(up, "Ctrl-C stops.")
+    assert any("spillway rdsproxy" in process for process in cli.processes())
     up.send_signal(number)
     assert up.wait(30) == (-number if number == signal.SIGKILL else 0), cli.output(up)
     assert cli.leftovers() == []

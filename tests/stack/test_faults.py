@@ -138,7 +138,9 @@ def test_migrate_with_something_else_than_a_dsn(cli: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "server"), [("--postgres-port", "PostgreSQL"), ("--sqs-port", "The SQS server")], ids=["postgres", "sqs"]
+    ("option", "server"),
+    [("--postgres-port", "PostgreSQL"), ("--sqs-port", "The SQS server"), ("--proxy-port", "The RDS Proxy")],
+    ids=["postgres", "sqs", "proxy"],
 )
 def test_up_on_a_taken_port(cli: CommandLine, option: str, server: str) -> None:
     with taken_port() as port:
@@ -206,13 +208,15 @@ def test_an_endpoint_that_is_no_url(cli: CommandLine) -> None:
         (["up"], "bin/postgres -D", "PostgreSQL"),
         (["demo", "--events", "20000"], "bin/postgres -D", "PostgreSQL"),
         (["demo", "--events", "20000"], "ministack_queues.py", "The SQS server"),
+        (["up"], "-m spillway rdsproxy", "The RDS Proxy"),
+        (["demo", "--events", "20000"], "-m spillway rdsproxy", "The RDS Proxy"),
     ],
-    ids=["up", "demo without PostgreSQL", "demo without SQS"],
+    ids=["up", "demo without PostgreSQL", "demo without SQS", "up without its proxy", "demo without its proxy"],
 )
 def test_a_server_that_dies(cli: CommandLine, command: list[str], server: str, name: str) -> None:
     running = cli.start(*command)
     cli.await_process("awslambdaric") if command[0] == "demo" else cli.await_output(running, "Ctrl-C stops.")
-    victims = [process for process in cli.processes() if re.match(rf"\d+: \S*(/python\S* -P )?\S*{server}", process)]
+    victims = [process for process in cli.processes() if re.match(rf"\d+: \S*(/python\S* (-P )?)?\S*{server}", process)]
     assert len(victims) == 1, cli.processes()
     os.kill(int(victims[0].partition(":")[0]), signal.SIGKILL)
     assert running.wait(BOUND_S) == 1, cli.output(running)
@@ -359,7 +363,7 @@ def test_an_ordinary_user_in_a_directory_that_is_read_only(ordinary: CommandLine
     ordinary.cwd.chmod(0o555)
     result = ordinary.run("demo", "--events", "200")
     assert result.returncode == 0, result.stdout
-    assert result.stdout.count("\nok ") == 5
+    assert result.stdout.count("\nok ") == 6
 
 
 def test_up_with_a_data_directory_that_cannot_be_written(ordinary: CommandLine) -> None:
@@ -408,6 +412,7 @@ def test_debug_shows_where_it_happened(cli: CommandLine) -> None:
         (["demo", "--events", "1"], "--events"),
         (["demo", "--events", "many"], "--events"),
         (["up", "--sqs-port", "70000"], "--sqs-port"),
+        (["up", "--route", "detour"], "--route"),
         (["send"], "Missing argument"),
     ],
     ids=" ".join,
@@ -417,6 +422,19 @@ def test_wrong_usage(cli: CommandLine, command: list[str], expected: str) -> Non
     assert result.returncode == 2
     assert expected in result.stdout
     assert "Traceback" not in result.stdout
+
+
+def test_a_route_that_there_is_not(cli: CommandLine) -> None:
+    result = cli.run("up", env={"DATABASE_ROUTE": "detour"}, timeout_s=BOUND_S)
+    assert result.returncode == 2
+    assert "DATABASE_ROUTE" in result.stdout
+    assert "direct" in result.stdout
+
+
+def test_a_port_for_a_proxy_that_is_left_out(cli: CommandLine) -> None:
+    said, hint = failure(cli, "up", "--route", "direct", "--proxy-port", "6432")
+    assert "--proxy-port" in said
+    assert "Drop" in hint
 
 
 def test_nothing_left_to_repeat(cli: CommandLine) -> None:

@@ -49,7 +49,7 @@ def test_make_demo(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("\nok ") == 5
+    assert result.stdout.count("\nok ") == 6
     assert "WRONG" not in result.stdout
 
 
