@@ -61,8 +61,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_admitted", "_arrived_at", "_asked_at", "_delayed", "_direct_tls", "_held", "_login", "_names", "_paused",
-        "_proxy", "_startup", "_timer", "_unread", "_writable", "active_at", "address", "application_name", "born_at",
-        "database", "deadline", "identity", "logged_in", "number", "session", "tls", "tracked", "transport",
+        "_plain", "_proxy", "_startup", "_timer", "_unread", "_writable", "active_at", "address", "application_name",
+        "born_at", "database", "deadline", "identity", "logged_in", "number", "session", "tls", "tracked", "transport",
         "waiting_since", "wants_database",
     )  # fmt: skip
 
@@ -87,6 +87,8 @@ class ClientConnection(asyncio.Protocol):
         self._held = b""  # requests that no database connection has been lent for yet
         self._delayed: deque[bytes] = deque()
         self._paused = 0
+        #: Whether its requests may take the short cut: they need no decoding and no renaming.
+        self._plain = False
         self._writable = True
         self._arrived_at = self._asked_at = 0.0
         self._unread: asyncio.TimerHandle | None = None
@@ -110,6 +112,10 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(errors.protocol_violation("direct TLS without the ALPN protocol postgresql"))
 
     def data_received(self, data: bytes) -> None:
+        if self._plain and not self._held and not self._proxy.latency:
+            whole = self._proxy.whole_requests.recognise(data)
+            if whole is not None and self.session.at_rest and self._forward_whole(whole, data):
+                return
         session = self.session
         if self._names is not None and self.logged_in:
             try:
@@ -127,20 +133,46 @@ class ClientConnection(asyncio.Protocol):
             return
         self._forward(data)
 
+    def _forward_whole(self, whole: bytes, data: bytes) -> bool:
+        """Forward one whole request that needs nothing but a connection. False: it needs more than that."""
+        session, database = self.session, self.database
+        if database is None:
+            if self.wants_database:
+                return False
+            database = self._proxy.pool.take(self.identity)
+            if database is None:
+                return False
+            if database.state.tracked is not self.tracked or not self._writable or database.full:
+                self._arrived_at = _clock()
+                self._held = data
+                self.lend(database)
+                return True
+            self.database = database
+            database.client = self
+            session.attach(database.state)
+        elif session.database is None:  # it is being prepared
+            return False
+        session.ask(whole)
+        self._arrived_at = self._asked_at = _clock()
+        try:  # noqa: SIM105  (a context manager takes longer than all of session.ask)
+            database.transport.write(data)
+        except RuntimeError:
+            pass  # uvloop's for a transport that has just ended; its protocol hears of it next
+        return True
+
     def _forward(self, data: bytes) -> None:
         session, database = self.session, self.database
         if database is None or session.database is None:
             return
         if session.quiet:
             self._asked_at = _clock()
-            self.active_at = self._proxy.loop.time()
         try:
             request = session.request(data)
         except ProtocolViolation as violation:
             self.refuse(errors.protocol_violation(str(violation)))
             return
         if request:
-            with suppress(RuntimeError):  # uvloop's for a transport that has just ended; its protocol hears of it next
+            with suppress(RuntimeError):  # as above
                 database.transport.write(request)
         if session.terminated:
             self._end()
@@ -253,8 +285,7 @@ class ClientConnection(asyncio.Protocol):
             metrics = proxy.metrics
             metrics.query_requests += session.answered
             session.answered = 0
-            metrics.query_database_response_latency.add(now - self._asked_at)
-            metrics.query_response_latency.add(now - self._arrived_at)
+            metrics.add_response(now - self._asked_at, now - self._arrived_at)
             self._arrived_at = self._asked_at = now  # for what is pipelined behind it
         self.active_at = proxy.loop.time()
         if not session.done:
@@ -390,6 +421,7 @@ class ClientConnection(asyncio.Protocol):
         self._login = None
         self.logged_in = True
         self.session.encoding = python_codec(parameters.get("client_encoding", ""))
+        self._plain = self._names is None and self.session.encoding is None
         self.resume_reading(_WAITING)
         if self._timer is not None:
             self._timer.cancel()

@@ -92,6 +92,10 @@ class LatencyHistogram:
         if seconds > self.max:  # noqa: PLR1730  (half the time of a call)
             self.max = seconds
 
+    def add_none(self) -> None:
+        """Count one duration of nothing."""
+        self._buckets[0] += 1
+
     @property
     def count(self) -> int:
         """How many durations were added."""
@@ -299,6 +303,11 @@ class Metrics:
         self.query_response_latency = LatencyHistogram()
         self.pins_by_rule: dict[str, int] = {}
         self._pins: deque[PinRecord] = deque(maxlen=MAX_PINS)
+
+    def add_response(self, database_s: float, whole_s: float) -> None:
+        """Count the time a query took in the database, and from its arrival to the end of its answer."""
+        self.query_database_response_latency.add(database_s)
+        self.query_response_latency.add(whole_s)
 
     def record_pin(self, pin: PinRecord) -> None:
         """Remember why a session was pinned. `pinned_sessions_total` is the caller's to count."""

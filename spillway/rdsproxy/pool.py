@@ -93,15 +93,27 @@ class Pool:
 
     # ── borrowing ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def take(self, identity: Identity) -> DatabaseConnection | None:
+        """A connection that can be had without waiting, or None. Who takes one gives it back."""
+        if self.waiting or self.borrowed >= self.lend_limit:
+            return None
+        idle = self._idle.get(identity)
+        if not idle:
+            return None
+        self.borrowed += 1
+        metrics = self._metrics
+        metrics.borrow_latency.add_none()
+        if self.borrowed > metrics.peak_borrowed:  # noqa: PLR1730  (half the time of a call)
+            metrics.peak_borrowed = self.borrowed
+        return idle.pop()
+
     def borrow(self, borrower: Borrower) -> None:
         """Lend `borrower` a connection, now or later, or refuse it when the borrow timeout has passed."""
         metrics = self._metrics
-        if not self.waiting and self.borrowed < self.lend_limit:
-            idle = self._idle.get(borrower.identity)
-            if idle:
-                metrics.borrow_latency.add(0.0)
-                self._lend(borrower, idle.pop())
-                return
+        connection = self.take(borrower.identity)
+        if connection is not None:
+            borrower.lend(connection)
+            return
         borrower.waiting_since = self._loop.time()
         borrower.deadline = borrower.waiting_since + self._borrow_timeout
         borrower.wants_database = True

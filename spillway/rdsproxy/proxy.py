@@ -36,6 +36,7 @@ from spillway.rdsproxy.pinning import Classifier, Pin
 from spillway.rdsproxy.pool import Identity, Pool
 from spillway.rdsproxy.settings import ProxySettings, RdsProxyError
 from spillway.rdsproxy.startup import TRACKED, Startup
+from spillway.rdsproxy.whole_requests import WholeRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +69,7 @@ class RdsProxy:
         settings.check()
         self.settings = settings
         self.classifier = Classifier(strict=settings.strict)
+        self.whole_requests = WholeRequests(self.classifier)
         self.metrics = Metrics()
         self.clients: set[ClientConnection] = set()
         self.logged_in = 0

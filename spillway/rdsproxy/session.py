@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from spillway.rdsproxy import wire
 from spillway.rdsproxy.pinning import MAX_TEXT, NAMED_STATEMENT, STATEMENT_SIZE, Pin
+from spillway.rdsproxy.whole_requests import QUERY_ALONE
 from spillway.rdsproxy.wire import (
     CLOSE,
     COPY_DATA,
@@ -183,6 +184,20 @@ class Session:
         types = int.from_bytes(data[text_end + 1 : text_end + 3], "big")
         return text_end + 3 + 4 * types != end or not self._decodable(data[HEADER_SIZE + 1 : text_end])
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the next byte of the client begins a message, and everything before it has been answered."""
+        return not (self._expected or self._unsynced or self._passing or self._copying or self._rest or self._dropping)
+
+    def ask(self, whole: bytes) -> None:
+        """Note a request that `WholeRequests` recognised; it is forwarded as it is. Only `at_rest`, with a database."""
+        self.done = False
+        statement = None if whole is QUERY_ALONE else whole
+        self._expected.append(QUERY if statement is None else SYNC)
+        self.unnamed = statement
+        if self.database is not None:
+            self.database.unnamed = statement
+
     def request(self, data: bytes) -> bytes:  # noqa: PLR0912, PLR0915  (the hot loop: a call per message would halve it)
         """Take bytes of the client; return what to forward. Needs a database. Raises ProtocolViolation."""
         self.done = False
@@ -274,9 +289,7 @@ class Session:
                 elif end > size:
                     break
                 elif kind == READY:
-                    self._ready(data[position + HEADER_SIZE])
-                    self._settle()
-                    if self.done:
+                    if self._ready(data[position + HEADER_SIZE]):
                         self._skip = 0
                         self.surplus = data[end:]
                         return data[:end] if end < size else data
@@ -419,15 +432,17 @@ class Session:
 
     # ── what the database answers ────────────────────────────────────────────────────────────────────────────────
 
-    def _ready(self, status: int) -> None:
+    def _ready(self, status: int) -> bool:
+        """A request has been answered. True: it was the last, and the connection is free."""
         self.answered += 1
         self.status = status
+        if self._parses or self.irregular:
+            while self._parses and self._parses.popleft() is not _END:
+                pass  # skipped after an error
+            if self.irregular:
+                return False
         self._doubt = False
         self._swallowed = 0
-        while self._parses and self._parses.popleft() is not _END:
-            pass  # skipped after an error
-        if self.irregular:
-            return
         expected = self._expected
         while expected:
             if expected.popleft() not in _COPY:
@@ -436,6 +451,9 @@ class Session:
             raise Desynchronised
         if expected and not self._unsynced and all(kind in _COPY for kind in expected):
             expected.clear()
+        if status == IDLE and not expected:
+            self._settle()
+        return self.done
 
     def _error(self, data: bytes, position: int, end: int) -> None:
         self._copying = False

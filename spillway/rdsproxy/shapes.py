@@ -12,8 +12,9 @@ import re
 #: A quote after one of these may not be a string's: "identifier", E'\'', -- comment, /* comment */, $tag$.
 _UNSURE = re.compile(rb'["\\]|--|/\*|\$(?!\d)')
 _STRING = re.compile(rb"'[^']*(?:''[^']*)*'")
-#: Not inside a word: the digits of an identifier are part of its name. Not $1: a parameter's number is no value.
-_NUMBER = re.compile(rb"(?<!\$)\b\d+\b")
+#: Not inside a word: the digits of an identifier are part of its name. Not $1: a parameter's number is no value. To
+#: look behind only after the first digit takes half the time.
+_NUMBER = re.compile(rb"[0-9](?<![\w$][0-9])[0-9]*(?!\w)")
 
 
 def shape(text: bytes) -> bytes | None:
