@@ -41,10 +41,12 @@ lint: $(VENV)/.dev-installed ## Check style, types, generated files, and that no
 	$(BIN)/spillway pins workers spillway
 
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two at a time, each with a PostgreSQL of its own: these tests wait more than they work.
+PARALLEL ?= -n 2 --dist worksteal
 
 .PHONY: unit
 unit: $(VENV)/.dev-installed ## Run the tests without I/O
-	$(PYTEST) tests/unit
+	$(PYTEST) $(PARALLEL) tests/unit
 
 .PHONY: template
 template: $(VENV)/.dev-installed ## Validate, lint and assert template.yaml, raw and translated
@@ -52,7 +54,7 @@ template: $(VENV)/.dev-installed ## Validate, lint and assert template.yaml, raw
 
 .PHONY: integration
 integration: $(VENV)/.dev-installed ## Run the tests on PostgreSQL
-	$(PYTEST) tests/integration
+	$(PYTEST) $(PARALLEL) tests/integration
 
 .PHONY: stack
 stack: $(VENV)/.dev-installed ## Run the tests on the whole local stack

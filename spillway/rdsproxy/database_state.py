@@ -164,7 +164,7 @@ def settings_sql(before: Tracked, after: Tracked, defaults: Tracked | None = Non
             continue
         value = after[index] if after[index] is not None or defaults is None else defaults[index]
         if value is None:
-            statements.append(f'RESET "{name}"')
+            statements.append(f'RESET "{name}"')  # pins: allow this is the proxy itself, talking to the database
         else:
             values.append(f"pg_catalog.set_config('{name}', {literal(value)}, false)")
     if values:
