@@ -41,7 +41,7 @@ lint: $(VENV)/.dev-installed ## Check style, types, generated files, and that no
 	$(BIN)/spillway pins workers spillway
 
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
-# Two at a time, each with a PostgreSQL of its own: these tests wait more than they work.
+# Two at a time, each with servers of its own: these tests wait more than they work.
 PARALLEL ?= -n 2 --dist worksteal
 
 .PHONY: unit
@@ -58,7 +58,7 @@ integration: $(VENV)/.dev-installed ## Run the tests on PostgreSQL
 
 .PHONY: stack
 stack: $(VENV)/.dev-installed ## Run the tests on the whole local stack
-	$(PYTEST) tests/stack
+	$(PYTEST) $(PARALLEL) tests/stack
 
 .PHONY: bench
 bench: $(VENV)/.dev-installed ## Run the benchmarks (about 10 minutes)
