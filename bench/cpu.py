@@ -13,6 +13,7 @@ KINDS = {
     "awslambdaric": "runtime environments",
     "aws-lambda-rie": "runtime environments",
     "ministack": "SQS server",
+    "rdsproxy": "RDS Proxy",
     "postgres": "PostgreSQL",
 }
 SAMPLE_S = 0.25

@@ -112,11 +112,11 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(errors.protocol_violation("direct TLS without the ALPN protocol postgresql"))
 
     def data_received(self, data: bytes) -> None:
-        if self._plain and not self._held and not self._proxy.latency:
-            whole = self._proxy.whole_requests.recognise(data)
-            if whole is not None and self.session.at_rest and self._forward_whole(whole, data):
-                return
         session = self.session
+        if self._plain and session.at_rest and not self._held and not self._proxy.latency:
+            whole = self._proxy.whole_requests.recognise(data)
+            if whole is not None and self._forward_whole(whole, data):
+                return
         if self._names is not None and self.logged_in:
             try:
                 data = self._names.feed(data)

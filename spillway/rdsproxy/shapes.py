@@ -11,6 +11,8 @@ import re
 
 #: A quote after one of these may not be a string's: "identifier", E'\'', -- comment, /* comment */, $tag$.
 _UNSURE = re.compile(rb'["\\]|--|/\*|\$(?!\d)')
+#: Without one of these bytes there is no need to look closer, and to look for them takes a tenth of the time.
+_SUSPICIOUS = b'"\\-/$'
 _STRING = re.compile(rb"'[^']*(?:''[^']*)*'")
 #: Not inside a word: the digits of an identifier are part of its name. Not $1: a parameter's number is no value. To
 #: look behind only after the first digit takes half the time.
@@ -22,7 +24,9 @@ def shape(text: bytes) -> bytes | None:
 
     1 and not 0: the grammar itself wants a positive number in float(n).
     """
-    if _UNSURE.search(text) or not _decodable(text):
+    if len(text.translate(None, _SUSPICIOUS)) != len(text) and _UNSURE.search(text):
+        return None
+    if not text.isascii() and not _decodable(text):
         return None
     if b"'" in text:
         if text.count(b"'") % 2:
@@ -32,8 +36,6 @@ def shape(text: bytes) -> bytes | None:
 
 
 def _decodable(text: bytes) -> bool:
-    if text.isascii():
-        return True
     try:
         text.decode()
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spillway.cli import app
+from spillway.rdsproxy import faults, metrics
 from spillway.stack.template import REPOSITORY
 from workers.runtime import dead_letters, telemetry
 from workers.runtime.failures import Failure, Reason
@@ -70,3 +71,29 @@ def test_every_dead_letter_attribute_is_explained() -> None:
     assert len(names) == 7
     for name in names:
         assert f"`{dead_letters.PREFIX}{name}`" in OUTCOMES, name
+
+
+EMULATOR = (REPOSITORY / "docs/rds-proxy-emulator.md").read_text()
+
+
+def test_every_fault_and_its_arguments_are_explained() -> None:
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", EMULATOR, re.MULTILINE))
+    assert set(rows) == set(faults.FAULTS)
+    for name, arguments in faults.ARGUMENTS.items():
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(arguments), name
+
+
+def test_named_cloudwatch_metrics_exist() -> None:
+    known = {metric.name for metric in metrics.CLOUDWATCH}
+    named = set(re.findall(r"[`\"]((?:Client|Database|Max|Query|Availability)[A-Z]\w+)[`\"]", EMULATOR))
+    assert len(named) > 4
+    assert named <= known
+
+
+def test_named_options_of_the_emulator_exist() -> None:
+    source = (REPOSITORY / "spillway/commands/rdsproxy.py").read_text()
+    plugin = (REPOSITORY / "spillway/rdsproxy/pytest_plugin.py").read_text()
+    for option in set(re.findall(r"--([a-z][a-z-]+)", EMULATOR)):
+        assert f"--{option}" in source + plugin or re.search(
+            rf"^    {option.replace('-', '_')}:", source, re.MULTILINE
+        ), option
