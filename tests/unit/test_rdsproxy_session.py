@@ -697,3 +697,35 @@ def test_a_goodbye_behind_requests() -> None:
     session = attached()
     assert session.request(query(b"ok") + wire.TERMINATE_MESSAGE + b"whatever") == query(b"ok")
     assert session.terminated
+
+
+def test_a_pinned_session_is_never_done() -> None:
+    session = attached(Classifier())
+    session.request(query(b"SET a.b = 1"))
+    session.response(wire.message(ord("C"), b"SET\0") + wire.ready())
+    assert session.quiet
+    assert not session.done
+
+
+def test_a_flush_behind_the_last_sync_asks_for_nothing() -> None:
+    session = attached()
+    session.request(run(b"ok") + SYNC + wire.message(wire.FLUSH))
+    session.response(wire.message(ord("C"), b"DONE\0") + wire.ready())
+    assert session.done
+
+
+@pytest.mark.parametrize(
+    ("first", "needs"),
+    [
+        (query(b"SELECT 1"), False),
+        (wire.message(wire.QUERY, b"SELECT '\xff'\0"), True),
+        (wire.message(wire.QUERY, b"SELECT 1\0SELECT 2\0"), True),
+        (wire.parse(b"", b"SELECT 1\0\0\0"), False),
+        (wire.parse(b"", b"SELECT '\xff'\0\0\0"), True),
+        (wire.parse(b"", b"SELECT 1\0\0\5"), True),
+        (wire.parse(b"n", b"SELECT 1\0\0\0"), True),
+        (SYNC, True),
+    ],
+)
+def test_what_may_reach_the_statement_that_another_left(first: bytes, needs: bool) -> None:
+    assert attached().first_needs_statement(first) is needs
