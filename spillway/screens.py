@@ -35,12 +35,14 @@ LISTED_PINS = 5
 
 
 def duration(seconds: float | None) -> str:
-    """A short time with its unit; - for none."""
+    """Seconds with a unit that suits them, in three digits or so; a dash for None."""
     if seconds is None:
         return "-"
-    if seconds < 1e-3:
+    if seconds < 0.9995e-3:
         return f"{seconds * 1e6:.0f} us"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 0.1 else f"{seconds:,.1f} s"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.{1 if seconds < 0.01 else 0}f} ms"
+    return f"{seconds:.1f} s" if seconds < 99.95 else f"{seconds:,.0f} s"
 
 
 def summary(result: Result, *, seed: int, seconds: float, peak_connections: int, concurrency: int) -> RenderableType:

@@ -44,7 +44,6 @@ class DatabaseConnection(asyncio.Protocol):
         self._ready: asyncio.Future[None] | None = None
         self._established = False
         self._reading = True
-        self.backend_pid = 0
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,7 +55,6 @@ class DatabaseConnection(asyncio.Protocol):
         await self._ready
         self._login = None
         self.state.parameter_status.update(login.parameter_status)
-        self.backend_pid = login.backend_pid
 
     async def ask(self, sql: str) -> str:
         """Run the proxy's own SQL before the connection is lent; returns the first row's first column, or nothing.
@@ -185,11 +183,15 @@ class DatabaseConnection(asyncio.Protocol):
         if self._preparation is not None:
             data = self._preparation.feed(data, self.state)
             if self._preparation.finished:
+                if data and not self.state.harmless(data):
+                    self.abort()  # before a client's answers could begin in the middle of what this is
+                    return
                 preparation, self._preparation = self._preparation, None
                 prepared, self._prepared = self._prepared, None
                 if prepared is not None:
                     prepared(preparation)
-        elif self._login is not None and self._ready is not None:
+            return
+        if self._login is not None and self._ready is not None:
             try:
                 answer = self._login.feed(data)
             except Exception as error:  # (DatabaseRefused, or what a broken server made of the exchange)
@@ -201,6 +203,6 @@ class DatabaseConnection(asyncio.Protocol):
             if self._login.done and not self._ready.done():
                 self._ready.set_result(None)
             return
-        if data and self.client is None and not self.state.harmless(data):
+        if not self.state.harmless(data):
             # The farewell of a server that shuts down, or worse: either way nobody may borrow this any more.
             self.abort()

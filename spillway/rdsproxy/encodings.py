@@ -22,6 +22,17 @@ _NAMES = {
 }
 
 
+def decodable(text: bytes, codec: str | None = None) -> bool:
+    """Whether `text` is text in a client's encoding; None: UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.decode(codec or "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def python_codec(client_encoding: str) -> str | None:
     """The codec of a `client_encoding`; None for UTF-8 and for what Python does not know."""
     name = "".join(filter(str.isalnum, client_encoding.lower()))

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Self
@@ -410,11 +409,6 @@ class RdsProxy:
                 client.close(f"it is {settings.client_lifetime:g} seconds old")
         interval = min(SWEEP_S, settings.idle_client_timeout / 4, settings.client_lifetime / 4)
         self._sweeper = self.loop.call_later(interval, self._sweep)
-
-
-def utc_now() -> datetime:
-    """The time against which tokens are judged."""
-    return datetime.now(UTC)
 
 
 def _without_name(tracked: Tracked) -> Tracked:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from spillway.rdsproxy import wire
+from spillway.rdsproxy.encodings import decodable
 from spillway.rdsproxy.pinning import MAX_TEXT, NAMED_STATEMENT, STATEMENT_SIZE, Pin
 from spillway.rdsproxy.whole_requests import QUERY_ALONE
 from spillway.rdsproxy.wire import (
@@ -174,15 +175,12 @@ class Session:
         bytes that are no message or no text.
         """
         kind, length = _unpack(data)
-        end = length + 1
         if kind == QUERY:
             text_end = data.find(0, HEADER_SIZE)
-            return text_end != end - 1 or not self._decodable(data[HEADER_SIZE:text_end])
-        if kind != PARSE or end > len(data) or data[HEADER_SIZE]:
-            return True
-        text_end = data.find(0, HEADER_SIZE + 1)
-        types = int.from_bytes(data[text_end + 1 : text_end + 3], "big")
-        return text_end + 3 + 4 * types != end or not self._decodable(data[HEADER_SIZE + 1 : text_end])
+            text = data[HEADER_SIZE:text_end] if text_end == length else None
+        else:
+            text = wire.unnamed_parse(data[: length + 1]) if kind == PARSE else None
+        return text is None or not decodable(text, self.encoding)
 
     @property
     def at_rest(self) -> bool:
@@ -382,15 +380,6 @@ class Session:
         pin = self._classifier.verdict(text)
         if pin is not None:
             self._pin(pin, text)
-
-    def _decodable(self, text: bytes) -> bool:
-        if text.isascii():
-            return True
-        try:
-            text.decode(self.encoding or "utf-8")
-        except UnicodeDecodeError:
-            return False
-        return True
 
     def _pin(self, pin: Pin, text: bytes) -> None:
         if self.pin is None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from spillway.rdsproxy.encodings import decodable
+
 #: A quote after one of these may not be a string's: "identifier", E'\'', -- comment, /* comment */, $tag$.
 _UNSURE = re.compile(rb'["\\]|--|/\*|\$(?!\d)')
 #: Without one of these bytes there is no need to look closer, and to look for them takes a tenth of the time.
@@ -26,18 +28,10 @@ def shape(text: bytes) -> bytes | None:
     """
     if len(text.translate(None, _SUSPICIOUS)) != len(text) and _UNSURE.search(text):
         return None
-    if not text.isascii() and not _decodable(text):
+    if not decodable(text):
         return None
     if b"'" in text:
         if text.count(b"'") % 2:
             return None
         text = _STRING.sub(b"''", text)
     return _NUMBER.sub(b"1", text)
-
-
-def _decodable(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

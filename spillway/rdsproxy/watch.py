@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from spillway.screens import duration
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
@@ -61,17 +63,6 @@ def line(snapshot: Snapshot, previous: Snapshot | None) -> str:
         f"borrow p99 {duration(snapshot.borrow_latency.p99)}  "
         f"query p99 {duration(snapshot.query_response_latency.p99)}" + ("" if _available(snapshot) else "  no database")
     )
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds with a unit that suits them, in three digits or so; a dash for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 0.9995e-3:
-        return f"{seconds * 1e6:.0f} us"
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.{1 if seconds < 0.01 else 0}f} ms"
-    return f"{seconds:.1f} s" if seconds < 99.95 else f"{seconds:,.0f} s"
 
 
 def age(seconds: float) -> str:

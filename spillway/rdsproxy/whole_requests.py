@@ -58,15 +58,8 @@ class WholeRequests:
         return parse if data[position + 1 + length :] in _TAILS else None
 
     def _learn(self, message: bytes) -> bytes | None:
-        text_end = message.find(0, HEADER_SIZE + 1)
-        types = int.from_bytes(message[text_end + 1 : text_end + 3], "big")
-        if (
-            len(message) > _MAX_PARSE
-            or message[HEADER_SIZE]
-            or text_end < 0
-            or text_end + 3 + 4 * types != len(message)
-            or self._classifier.verdict(message[HEADER_SIZE + 1 : text_end]) is not None
-        ):
+        text = wire.unnamed_parse(message)
+        if len(message) > _MAX_PARSE or text is None or self._classifier.verdict(text) is not None:
             return None
         if len(self._parses) >= _MAX_PARSES:
             self._parses.clear()

@@ -59,6 +59,15 @@ def parse(name: bytes, rest: bytes) -> bytes:
     return message(PARSE, name + b"\0" + rest)
 
 
+def unnamed_parse(message: bytes) -> bytes | None:
+    """The text of a whole, well-formed Parse message for the unnamed statement; None for anything else."""
+    text_end = message.find(0, HEADER_SIZE + 1)
+    if message[HEADER_SIZE : HEADER_SIZE + 1] != b"\0" or text_end < 0:
+        return None
+    types = int.from_bytes(message[text_end + 1 : text_end + 3], "big")
+    return message[HEADER_SIZE + 1 : text_end] if text_end + 3 + 4 * types == len(message) else None
+
+
 def close_statement(name: bytes) -> bytes:
     """A Close message for a prepared statement; closing one that does not exist is no error."""
     return message(CLOSE, b"S" + name + b"\0")
