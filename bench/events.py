@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.stack.batch import MAX_PAYLOAD_BYTES, received
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from bench.common import (
 from bench.cpu import OTHER, CpuMeter
 from spillway.aws import sqs_client
 from spillway.demo import examine
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.packing import MAX_BATCH_ENTRIES, Prepared
 from spillway.producer import Producer
 from spillway.stack.local import LocalStack, StackOptions
@@ -47,7 +47,7 @@ from workers.orders.contract import OrderEvent
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from spillway.history import History
+    from spillway.histories.orders import OrdersHistory
 
 GOAL = 700
 #: How far the throttled sender may be ahead of the workers: two batches waiting for every one that is being written.
@@ -68,7 +68,7 @@ class Run:
 class Sender:
     """Sends a history from a thread, as the demo does, at most `depth` messages ahead of what is done."""
 
-    def __init__(self, stack: LocalStack, history: History, depth: int | None) -> None:
+    def __init__(self, stack: LocalStack, history: OrdersHistory, depth: int | None) -> None:
         queue, _ = stack.workers()["orders"]
         self._stack = stack
         self._bodies = [Prepared.raw(message.body) for message in history.messages]
@@ -114,10 +114,10 @@ def done(stack: LocalStack) -> int:
     return sum(mapping.succeeded for mapping in stack.stats())
 
 
-def run_stack(history: History, depth: int | None) -> Run:
+def run_stack(history: OrdersHistory, depth: int | None) -> Run:
     """The whole stack, once. Raises when a message gets lost, or nothing moves any more."""
     with Processes() as processes:
-        stack = LocalStack(processes, StackOptions(durable=True))
+        stack = LocalStack(processes, StackOptions(workers=("orders",)))
         stack.start()
         try:
             sender = Sender(stack, history, depth)
@@ -147,7 +147,7 @@ def _wait(stack: LocalStack, sender: Sender, total: int, meter: CpuMeter) -> Non
         time.sleep(TICK_S)
 
 
-def _verify(stack: LocalStack, history: History, sent: int) -> None:
+def _verify(stack: LocalStack, history: OrdersHistory, sent: int) -> None:
     """A stack that loses messages may be as fast as it likes."""
     _, dead_letters = stack.workers()["orders"]
     with psycopg.connect(stack.dsn, autocommit=True) as admin:
@@ -164,7 +164,7 @@ def _verify(stack: LocalStack, history: History, sent: int) -> None:
         raise SystemExit("The result is wrong:\n" + "\n".join(broken))
 
 
-def run_queue_alone(history: History) -> Run:
+def run_queue_alone(history: OrdersHistory) -> Run:
     """The SQS server with nothing behind it: ten messages sent, received, deleted, and again."""
     with Processes() as processes, MinistackServer(processes) as server:
         client = sqs_client(server.endpoint_url, REGION)

@@ -43,8 +43,7 @@ from bench.common import (
     write_json,
 )
 from bench.record_at_a_time import RecordAtATime, use_fast_json
-from spillway.demo import read_rows
-from spillway.history import reference_rows
+from spillway.histories.orders import read_rows, reference_rows
 from spillway.stack.template import REPOSITORY
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row

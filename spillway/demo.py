@@ -8,11 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import psycopg
-from psycopg.rows import dict_row
 
-from spillway.history import Row
+from spillway.histories.orders import read_rows
 from workers.runtime.dead_letters import PREFIX
 from workers.runtime.telemetry import BATCH_SIZE, OUTCOME_METRICS
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import MessageTypeDef
 
-    from spillway.history import History
+    from spillway.histories.orders import OrdersHistory
     from spillway.rdsproxy.metrics import Snapshot
     from spillway.stack.metrics import MetricStore
 
@@ -63,7 +61,7 @@ class Result:
 
 
 def examine(
-    history: History,
+    history: OrdersHistory,
     *,
     sent: int,
     metrics: MetricStore,
@@ -127,16 +125,6 @@ def examine(
         proxy=proxy,
         checks=checks,
     )
-
-
-def read_rows(connection: psycopg.Connection[Any]) -> dict[str, Row]:
-    """The orders in the database, in the reference's shape, by order id."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        cursor.execute(
-            "SELECT order_id, version, event_id, status, customer, currency, items, total, placed_at, updated_at,"
-            " cancelled_at, reason FROM spillway.orders"
-        )
-        return {row["order_id"]: msgspec.convert(row, Row) for row in cursor}
 
 
 def peek_all(client: SQSClient, url: str) -> list[MessageTypeDef]:

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from spillway.contracts import CONTRACTS
-from spillway.example_events import examples
+from spillway.samples import examples, of_worker
 
 FOLDER = "events/schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -120,12 +120,15 @@ def asyncapi() -> dict[str, Any]:
 
 
 def _channel(worker: str, contract: Any) -> dict[str, Any]:
+    queue = of_worker(worker).QUEUE
+    fifo = queue.endswith(".fifo")
+    dead = f"{queue.removesuffix('.fifo')}-dlq" + (".fifo" if fifo else "")
     return {
-        "address": f"{STACK}-{worker}",
+        "address": queue,
         "title": f"The {worker} queue",
         "description": (
-            f"Its name is the CloudFormation stack's name and `-{worker}`. What can never be processed goes to "
-            f"`{STACK}-{worker}-dlq` with its reason."
+            f"Its name is the CloudFormation stack's name and `{queue.removeprefix(STACK)}`. What can never be "
+            f"processed goes to `{dead}` with its reason."
         ),
         "servers": [{"$ref": "#/servers/aws"}],
         "messages": {
@@ -134,8 +137,8 @@ def _channel(worker: str, contract: Any) -> dict[str, Any]:
         # Times and counts are template.yaml's: a number lives once.
         "bindings": {
             "sqs": {
-                "queue": {"name": f"{STACK}-{worker}", "fifoQueue": False},
-                "deadLetterQueue": {"name": f"{STACK}-{worker}-dlq", "fifoQueue": False},
+                "queue": {"name": queue, "fifoQueue": fifo},
+                "deadLetterQueue": {"name": dead, "fifoQueue": fifo},
                 "bindingVersion": "0.2.0",
             }
         },

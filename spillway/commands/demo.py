@@ -16,7 +16,7 @@ from spillway.aws import sqs_client
 from spillway.commands.up import RouteOption, describe, publish, refuse_a_second_stack, start, watch
 from spillway.demo import examine
 from spillway.errors import SpillwayError
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.interrupts import INTERRUPTED, interrupts
 from spillway.packing import Prepared
 from spillway.producer import Producer
@@ -27,9 +27,11 @@ from workers.orders.contract import OrderEvent
 from workers.runtime.telemetry import OUTCOME_METRICS
 
 if TYPE_CHECKING:
-    from spillway.history import History
+    from spillway.histories.orders import OrdersHistory
     from spillway.send_result import SendResult
 
+#: The flood is one of orders; the other workers' queues stay empty.
+WORKER = "orders"
 #: Give up when nothing at all has moved for so long: twice the visibility timeout's worth of patience is no demo.
 STALLED_S = 60.0
 #: How often the bars move and connections are counted.
@@ -59,7 +61,7 @@ def demo(
         raise SpillwayError("--poison and --duplicates leave no event to repeat.", "Their sum must be below 1.")
     console = screens.console()
     with interrupts() as interrupted, Processes() as processes:
-        stack = LocalStack(processes, StackOptions(route=route, durable=True))
+        stack = LocalStack(processes, StackOptions(route=route, workers=(WORKER,)))
         with console.status("Generating events"):
             history = generate(events, seed=seed, poison=poison, duplicates=duplicates)
         holds = start(stack, console, interrupted) and _run(stack, history, console, interrupted, seed=seed, keep=keep)
@@ -72,14 +74,14 @@ def demo(
 
 def _run(
     stack: LocalStack,
-    history: History,
+    history: OrdersHistory,
     console: Console,
     interrupted: threading.Event,
     *,
     seed: int,
     keep: bool,
 ) -> bool:
-    queue, dead_letters = stack.workers()["orders"]
+    queue, dead_letters = stack.workers()[WORKER]
     with psycopg.connect(stack.dsn, autocommit=True) as admin:  # pins: allow a direct connection, to watch
         flood = Flood(stack, history, queue)
         seconds = flood.run(console, interrupted, admin)
@@ -117,7 +119,7 @@ def _run(
 class Flood:
     """Sends a history and waits until the workers are done with it."""
 
-    def __init__(self, stack: LocalStack, history: History, queue: str) -> None:
+    def __init__(self, stack: LocalStack, history: OrdersHistory, queue: str) -> None:
         self._stack = stack
         self._history = history
         # One attempt: the producer tries again itself, and stops doing so at once when the run is over.

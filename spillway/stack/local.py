@@ -22,7 +22,7 @@ from spillway.stack.postgres import PostgresServer
 from spillway.stack.queues import CreatedQueue, create_queues
 from spillway.stack.rds_proxy import Credentials, RdsProxyServer
 from spillway.stack.sqs_server import MinistackServer
-from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, Fleet, Function, resolve, translate
+from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, EventSource, Fleet, Function, resolve, translate
 from workers.migrate.roles import LoginRole, ensure_roles
 from workers.migrate.runner import load, migrate
 
@@ -49,9 +49,13 @@ Route = Literal["proxy", "direct"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
-    """How a local stack is to be run. Ports None: any free one. `parameters` override template.yaml's."""
+    """How a local stack is to be run. Ports None: any free one. `parameters` override template.yaml's.
+
+    `workers` are those to run, None for all; the others have their queues, and nobody who empties them.
+    """
 
     route: Route = "proxy"
+    workers: tuple[str, ...] | None = None
     sqs_endpoint: str | None = None
     sqs_port: int | None = None
     postgres_port: int | None = None
@@ -114,7 +118,7 @@ class LocalStack:
             # The functions are told the port that it has got.
             self.fleet = resolve(template, self._parameters())
         report("Starting the event source mappings")
-        for source in self.fleet.mappings:
+        for source in self._sources():
             queue, function = self.fleet.queues[source.queue], self.fleet.functions[source.function]
             config = MappingConfig(
                 queue_url=self.queue_urls[source.queue],
@@ -172,14 +176,23 @@ class LocalStack:
         return [mapping.stats for mapping in self.mappings.values()]
 
     def workers(self) -> dict[str, tuple[str, str]]:
-        """Queue and dead-letter queue, by logical id, of every worker by its name (the folder its handler is in)."""
+        """Queue and dead-letter queue, by logical id, of every worker that is to run."""
         return {
-            self.fleet.functions[source.function].handler.split(".")[1]: (
-                source.queue,
-                self.fleet.queues[source.queue].dead_letter_queue or "",
-            )
-            for source in self.fleet.mappings
+            self.worker_of(source): (source.queue, self.fleet.queues[source.queue].dead_letter_queue or "")
+            for source in self._sources()
         }
+
+    def worker_of(self, source: EventSource) -> str:
+        """The worker that `source` feeds: the folder its handler is in."""
+        return self.fleet.functions[source.function].handler.split(".")[1]
+
+    def mapping_of(self, worker: str) -> EventSourceMapping:
+        """The running mapping of `worker`."""
+        return next(self.mappings[source.logical_id] for source in self._sources() if self.worker_of(source) == worker)
+
+    def _sources(self) -> list[EventSource]:
+        wanted = self._options.workers
+        return [source for source in self.fleet.mappings if wanted is None or self.worker_of(source) in wanted]
 
     def check_alive(self) -> None:
         """Raise StackError if a server of the stack has died."""

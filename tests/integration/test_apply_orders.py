@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spillway.demo import read_rows
-from spillway.history import DUPLICATE, VALID, History, generate, reference_rows
+from spillway.histories.base import DUPLICATE, VALID
+from spillway.histories.orders import OrdersHistory, generate, read_rows, reference_rows
 from tests.conftest import BOTH_ROUTES
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row
@@ -32,7 +32,7 @@ APPLY = statement("orders")
 decode = EventDecoder[Any](OrderEvent).decode
 
 
-def events_of(history: History) -> list[Any]:
+def events_of(history: OrdersHistory) -> list[Any]:
     """The good events of a history in sending order, repeats included."""
     return [decode(message.body) for message in history.messages if message.kind in (VALID, DUPLICATE)]
 

@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 import pytest
 
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.rdsproxy.certificates import ensure_certificates
 from spillway.stack import ports
 from tests.conftest import BOTH_ROUTES, LOGIN, PROXY_ROUTE, REGION

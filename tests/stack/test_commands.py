@@ -17,7 +17,7 @@ import boto3
 import psycopg
 import pytest
 
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.stack.postgres import _installation
 from tests.stack.commands import CommandLine, command_line, until
 

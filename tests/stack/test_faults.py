@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from spillway.aws import sqs_client
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.stack.errors import StackError
 from spillway.stack.queues import create_queues
 from spillway.stack.template import REPOSITORY, load_fleet

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from spillway.demo import examine, peek_all, read_rows
-from spillway.history import generate
+from spillway.demo import examine, peek_all
+from spillway.histories.orders import generate, read_rows
+from spillway.histories.orders_poison import POISON
 from spillway.packing import Prepared
-from spillway.poison import POISON
 from spillway.producer import Producer
 from spillway.stack.errors import StackError
 from spillway.stack.local import LocalStack, Route, StackOptions
 from spillway.stack.processes import Processes
 from spillway.stack.rds_proxy import Credentials
 from spillway.stack.snapshot import depth
-from spillway.stack.template import TEMPLATE
+from tests.template_text import changed_template
 from workers.migrate.runner import load, migrate
 from workers.orders.contract import OrderEvent
 from workers.runtime.telemetry import OUTCOME_METRICS
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from spillway.history import History, Message
+    from spillway.histories.base import Message
+    from spillway.histories.orders import OrdersHistory
     from spillway.stack.environment import ExecutionEnvironment
     from spillway.stack.event_source import EventSourceMapping
     from spillway.stack.postgres import StopMode
@@ -44,18 +45,20 @@ if TYPE_CHECKING:
 DEADLINE_S = 60.0
 #: Seconds for the function and for the queue's visibility timeout, so that what failed soon comes again: the shortest
 #: that the chain of times allows with PARAMETERS, and a second more for a cold start beside other stacks.
-QUICK = {"Timeout: 30": "Timeout: 11", '"30"': '"11"', "VisibilityTimeout: 181": "VisibilityTimeout: 11"}
+QUICK = {"timeout": 13, "visibility": 13}
 #: Why messages may come back after an outage: it was the moment's fault. A borrow timeout is one behind a proxy that
 #: waits for the database; poison is among them where reconnecting left too little time for the dead-letter queue, and
 #: slow where a cold start left too little for a first attempt.
 MOMENTS_FAULT = {"unavailable", "saturated", "slow", "poison"}
 #: Many batches instead of few large ones: more moments at which something can break.
-SMALL_BATCHES = {"BatchSize: 1000": "BatchSize: 25"}
+SMALL_BATCHES = {"batch_size": 25}
 PARAMETERS = {
     "DatabaseBorrowTimeout": 2,
     "DatabaseStatementTimeout": 1,
     "DatabaseConnectTimeout": 2,
     "OrdersMaximumConcurrency": 4,
+    # What was given back soon comes again.
+    "RetryMaxDelay": 2,
 }
 
 
@@ -67,7 +70,7 @@ class Orders:
         self.admin = admin
         queue, dead_letters = stack.workers()["orders"]
         self.url, self.dead_letter_url = stack.queue_urls[queue], stack.queue_urls[dead_letters]
-        (self.mapping,) = stack.mappings.values()
+        self.mapping = stack.mapping_of("orders")
 
     def send(self, messages: list[Message]) -> None:
         producer = Producer(self.stack.client, self.url, OrderEvent, concurrency=2)
@@ -101,7 +104,7 @@ class Orders:
     def dead_letters(self) -> Counter[str]:
         return Counter(letter["Body"] for letter in peek_all(self.stack.client, self.dead_letter_url))
 
-    def check(self, history: History) -> None:
+    def check(self, history: OrdersHistory) -> None:
         """Nothing lost, nothing applied twice, only poison dead-lettered: what must hold after any fault.
 
         A fault may cost the metrics of a batch, and a second copy of a dead letter (SQS has no exactly-once send), so
@@ -117,7 +120,7 @@ class Orders:
         assert set(self.dead_letters()) == set(broken(history))
 
 
-def broken(history: History) -> Counter[str]:
+def broken(history: OrdersHistory) -> Counter[str]:
     return Counter(message.body for message in history.messages if message.kind in POISON)
 
 
@@ -130,20 +133,18 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 @contextmanager
 def orders_stack(
-    directory: Path, *changes: dict[str, str], route: Route = "proxy", **parameters: Any
+    directory: Path, *changes: dict[str, int], route: Route = "proxy", **parameters: Any
 ) -> Iterator[Orders]:
-    """A stack of template.yaml with `changes` of its text; the workers' and the servers' logs are shown on failure.
+    """The orders worker of a template.yaml with `changes`; the workers' and the servers' logs are shown on failure.
 
     Through the proxy, nothing may ever pin a session.
     """
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for before, after in (pair for change in changes for pair in change.items()):
-        assert text.count(before) == 1, before
-        text = text.replace(before, after)
     template = directory / "template.yaml"
-    template.write_text(text, encoding="utf-8")
+    numbers = {name: value for change in changes for name, value in change.items()}
+    template.write_text(changed_template({"orders": numbers}), encoding="utf-8")
+    options = StackOptions(route=route, workers=("orders",), ramp=False, template=template, parameters=parameters)
     with Processes() as owner:
-        stack = LocalStack(owner, StackOptions(route=route, ramp=False, template=template, parameters=parameters))
+        stack = LocalStack(owner, options)
         stack.start()
         assert (stack.proxy is None) == (route == "direct")
         try:
@@ -195,7 +196,7 @@ def test_a_history_becomes_its_rows(tmp_path: Path, route: Route) -> None:
 def check_route(orders: Orders, route: Route) -> None:
     """The functions went the way that they were told, and PostgreSQL saw who came."""
     stack = orders.stack
-    (function,) = stack.fleet.functions.values()
+    function = stack.fleet.functions["OrdersConsumer"]
     variables = stack.fleet.environment(function, stack._queues)
     told = {name: variables[f"DATABASE_{name}"] for name in ("HOST", "PORT", "AUTH", "SSLMODE", "BORROW_TIMEOUT")}
     backends = orders.admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'spillway_app'").fetchone()
@@ -328,7 +329,7 @@ def postgresql_restarted_while_the_workers_are_idle(directory: Path) -> None:
 
 def a_fail_over_in_the_middle_of_a_flood(directory: Path) -> None:
     history = generate(2_000, seed=13, poison=0.02, duplicates=0.05)
-    longer = {"Timeout: 30": "Timeout: 13", '"30"': '"13"', "VisibilityTimeout: 181": "VisibilityTimeout: 13"}
+    longer = {"timeout": 15, "visibility": 15}
     # Outages shorter than the borrow timeout: who waits for a connection gets one.
     with orders_stack(directory, longer, SMALL_BATCHES, **PARAMETERS | {"DatabaseBorrowTimeout": 4}) as orders:
         proxy = orders.stack.proxy

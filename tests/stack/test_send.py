@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from spillway.aws import sqs_client
 from spillway.commands.send import send
-from spillway.history import DUPLICATE, VALID, generate
+from spillway.histories.base import DUPLICATE, VALID
+from spillway.histories.orders import generate
+from spillway.histories.orders_poison import POISON
 from spillway.packing import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES, Prepared
-from spillway.poison import POISON
 from spillway.producer import Producer
 from workers.orders.contract import OrderEvent
 

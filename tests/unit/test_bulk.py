@@ -10,7 +10,7 @@ import pytest
 from aws_lambda_powertools.utilities.batch import process_partial_response
 from psycopg import errors
 
-from spillway.history import generate
+from spillway.histories.orders import generate
 from spillway.stack.metrics import MetricStore
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spillway.example_events import body_of, eventbridge, examples, sns
+from spillway.samples.events import body_of, eventbridge, sns
+from spillway.samples.orders import examples
 from workers.orders.contract import OrderEvent
 from workers.runtime.envelope import MAX_DETAIL, CloudEvent, EventDecoder
 from workers.runtime.failures import Poison, Reason

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spillway.history import DUPLICATE, VALID, History, generate, reference_rows
+from spillway.histories.base import DUPLICATE, VALID
+from spillway.histories.orders import OrdersHistory, generate, reference_rows
+from spillway.histories.orders_poison import POISON
 from spillway.packing import MAX_MESSAGE_BYTES
-from spillway.poison import POISON
 from workers.orders.contract import OrderEvent
 from workers.runtime.envelope import EventDecoder
 from workers.runtime.failures import Poison
@@ -29,16 +30,16 @@ ROOT = Path(__file__).parents[2]
 REFUSED_BY_SQS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def digest(history: History) -> str:
+def digest(history: OrdersHistory) -> str:
     return hashlib.sha256("\n".join(message.body for message in history.messages).encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def history() -> History:
+def history() -> OrdersHistory:
     return generate(20_000, seed=1)
 
 
-def test_counts_are_exact(history: History) -> None:
+def test_counts_are_exact(history: OrdersHistory) -> None:
     assert len(history.messages) == 20_000
     expected = history.expected
     assert expected.duplicates == 1_000
@@ -59,7 +60,7 @@ def test_counts_are_exact(history: History) -> None:
 def test_any_arguments_give_exact_counts(
     events: int, seed: int, duplicates: float, poison: float, orders: int | None
 ) -> None:
-    history = generate(events, seed, duplicates, poison, orders)
+    history = generate(events, seed, duplicates, poison, orders=orders)
     expected = history.expected
     assert len(history.messages) == events
     assert expected.duplicates == round(events * duplicates)
@@ -75,7 +76,7 @@ def test_shares_that_do_not_fit_are_refused(arguments: dict[str, float]) -> None
 
 def test_the_same_seed_gives_the_same_history_in_another_process() -> None:
     program = (
-        "import hashlib; from spillway.history import generate;"
+        "import hashlib; from spillway.histories.orders import generate;"
         "print(hashlib.sha256('\\n'.join(m.body for m in generate(2_000, 7).messages).encode()).hexdigest())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": str(ROOT)}
@@ -84,7 +85,7 @@ def test_the_same_seed_gives_the_same_history_in_another_process() -> None:
     assert digest(generate(2_000, 8)) != digest(generate(2_000, 7))
 
 
-def test_every_message_is_what_its_kind_says(history: History) -> None:
+def test_every_message_is_what_its_kind_says(history: OrdersHistory) -> None:
     seen: set[str] = set()
     ids: set[str] = set()
     for message in history.messages:
@@ -101,14 +102,14 @@ def test_every_message_is_what_its_kind_says(history: History) -> None:
     assert len(ids) == history.expected.distinct
 
 
-def test_sqs_takes_every_message(history: History) -> None:
+def test_sqs_takes_every_message(history: OrdersHistory) -> None:
     for message in history.messages:
         assert message.body
         assert not REFUSED_BY_SQS.search(message.body), message.kind
         assert len(message.body.encode()) <= MAX_MESSAGE_BYTES
 
 
-def test_versions_arrive_out_of_order_and_some_conflict(history: History) -> None:
+def test_versions_arrive_out_of_order_and_some_conflict(history: OrdersHistory) -> None:
     newest: Counter[str] = Counter()
     versions: Counter[tuple[str, int]] = Counter()
     late = 0
@@ -130,7 +131,7 @@ def test_the_reference_does_not_depend_on_the_order() -> None:
         assert reference_rows(events + events[:100]) == truth
 
 
-def test_the_reference_takes_the_highest_version_then_the_highest_id(history: History) -> None:
+def test_the_reference_takes_the_highest_version_then_the_highest_id(history: OrdersHistory) -> None:
     events = [decode(message.body) for message in history.messages if message.kind == VALID]
     for order_id, row in list(history.expected.rows.items())[:300]:
         best = max((event.data.version, event.id) for event in events if event.data.order_id == order_id)

@@ -13,13 +13,14 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from spillway import samples, schemas
-from spillway.broken_bodies import BROKEN_BODIES, BrokenBody
 from spillway.contracts import CONTRACTS
+from spillway.samples.broken import BrokenBody
 from workers.runtime.envelope import EventDecoder
 from workers.runtime.failures import Poison, Reason
 
 ROOT = Path(__file__).parents[2]
-DECODER: EventDecoder[Any] = EventDecoder(CONTRACTS["orders"])
+DECODERS: dict[str, EventDecoder[Any]] = {worker: EventDecoder(contract) for worker, contract in CONTRACTS.items()}
+DECODER = DECODERS["orders"]
 # facts.md, "Record fields"; the optional attributes are those of FIFO and fair queues.
 RECORD_FIELDS = {
     "messageId", "receiptHandle", "body", "attributes", "messageAttributes",
@@ -31,8 +32,11 @@ SYSTEM_ATTRIBUTES = {
 GROUP_ATTRIBUTES = {"MessageGroupId", "MessageDeduplicationId", "SequenceNumber"}
 
 FILES = sorted((ROOT / samples.FOLDER).glob("*.json"))
-WELL_FORMED = {sample.name: sample for sample in samples.well_formed()}
-GOOD = sorted(WELL_FORMED.keys() - {"orders.batch_with_poison"})
+#: By name of the sample: its worker.
+WELL_FORMED = {sample.name: worker for worker in CONTRACTS for sample in samples.of_worker(worker).samples()}
+GOOD = sorted(name for name in WELL_FORMED if not name.endswith("_with_poison"))
+BROKEN = [(worker, kind) for worker in CONTRACTS for kind in samples.of_worker(worker).broken()]
+every_broken = pytest.mark.parametrize(("worker", "kind"), BROKEN, ids=[kind.name for _, kind in BROKEN])
 
 RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)"
@@ -71,31 +75,40 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
     return _unwrapped(value["detail"]) if "detail" in value else value
 
 
+def test_every_worker_shows_what_it_takes_and_what_it_refuses() -> None:
+    for worker in CONTRACTS:
+        assert {worker} == {name.partition(".")[0] for name, owner in WELL_FORMED.items() if owner == worker}
+        assert {f"{worker}.single", f"{worker}.batch", f"{worker}.batch_with_poison"} <= WELL_FORMED.keys()
+        assert any(owner == worker for owner, _ in BROKEN)
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_good_bodies_satisfy_their_schema_and_the_decoder(name: str) -> None:
     for record in _records(name):
         event = _unwrapped(json.loads(record["body"]))
         assert list(VALIDATORS[event["type"]].iter_errors(event)) == []
-        decoded = DECODER.decode(record["body"])
+        decoded = DECODERS[WELL_FORMED[name]].decode(record["body"])
         assert (str(decoded.id), decoded.subject) == (event["id"], event["subject"])
 
 
-@pytest.mark.parametrize("kind", BROKEN_BODIES, ids=lambda kind: kind.name)
-def test_broken_bodies_are_poison_for_the_expected_reason(kind: BrokenBody) -> None:
+@every_broken
+def test_broken_bodies_are_poison_for_the_expected_reason(worker: str, kind: BrokenBody) -> None:
     (record,) = _records(kind.name)
     with pytest.raises(Poison) as raised:
-        DECODER.decode(record["body"])
+        DECODERS[worker].decode(record["body"])
     assert (raised.value.reason, raised.value.detail) == (kind.reason, kind.detail)
 
 
-@pytest.mark.parametrize("kind", BROKEN_BODIES, ids=lambda kind: kind.name)
-def test_the_schema_refuses_broken_bodies_where_it_can(kind: BrokenBody) -> None:
+@every_broken
+def test_the_schema_refuses_broken_bodies_where_it_can(worker: str, kind: BrokenBody) -> None:
     (record,) = _records(kind.name)
     if kind.schema_refuses is None:
         assert kind.reason is Reason.UNDECODABLE
         return
     event = json.loads(record["body"])
-    accepted_by = [event_type for event_type, validator in VALIDATORS.items() if validator.is_valid(event)]
+    accepted_by = [
+        event_type for event_type in schemas.event_types(CONTRACTS[worker]) if VALIDATORS[event_type].is_valid(event)
+    ]
     assert bool(accepted_by) is not kind.schema_refuses
 
 
@@ -107,20 +120,23 @@ def test_a_rule_beyond_the_schema_is_one_its_descriptions_state() -> None:
         "order_placed.subject_mismatch": "equals the event's `subject`",
         "order_placed.bad_total": "`total` must equal the sum of its items",
     }
-    assert stated.keys() == {kind.name for kind in BROKEN_BODIES if kind.schema_refuses is False}
+    assert stated.keys() == {
+        kind.name for worker, kind in BROKEN if worker == "orders" and kind.schema_refuses is False
+    }
     schema = (ROOT / schemas.FOLDER / "order.placed.json").read_text()
     assert [words for words in stated.values() if words not in schema] == []
 
 
-def test_the_batch_with_poison_mixes_both() -> None:
-    found: list[str] = []
-    for record in _records("orders.batch_with_poison"):
+@pytest.mark.parametrize("worker", CONTRACTS)
+def test_the_batch_with_poison_mixes_both(worker: str) -> None:
+    found = set()
+    for record in _records(f"{worker}.batch_with_poison"):
         try:
-            DECODER.decode(record["body"])
-            found.append("good")
-        except Poison as poison:
-            found.append(poison.reason)
-    assert found == ["good", Reason.UNDECODABLE, "good", Reason.CONTRACT, "good"]
+            DECODERS[worker].decode(record["body"])
+            found.add("good")
+        except Poison:
+            found.add("poison")
+    assert found == {"good", "poison"}
 
 
 def test_the_batch_has_versions_out_of_order_and_a_duplicate() -> None:
@@ -141,7 +157,7 @@ def test_records_have_every_field_that_lambda_sends(file: Path) -> None:
         assert record["md5OfBody"] == hashlib.md5(record["body"].encode(), usedforsecurity=False).hexdigest()
         assert SYSTEM_ATTRIBUTES <= record["attributes"].keys() <= SYSTEM_ATTRIBUTES | GROUP_ATTRIBUTES
         assert all(isinstance(value, str) for value in record["attributes"].values())
-        assert record["eventSourceARN"].endswith(":spillway-orders.fifo") is ("SequenceNumber" in record["attributes"])
+        assert record["eventSourceARN"].endswith(".fifo") is ("SequenceNumber" in record["attributes"])
 
 
 def test_message_attributes_come_in_all_types() -> None:
@@ -152,7 +168,5 @@ def test_message_attributes_come_in_all_types() -> None:
 
 def test_the_readme_names_every_file() -> None:
     readme = (ROOT / samples.FOLDER / "README.md").read_text()
-    assert re.findall(r"^\| `([^`]+)`", readme, re.MULTILINE) == [
-        *(f"{name}.json" for name in WELL_FORMED),
-        *(f"{kind.name}.json" for kind in BROKEN_BODIES),
-    ]
+    named = re.findall(r"^\| `([^`]+)`", readme, re.MULTILINE)
+    assert sorted(named) == [file.name for file in FILES]

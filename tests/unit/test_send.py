@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 import spillway.commands.send as command
 from spillway.errors import SpillwayError
-from spillway.history import VALID, generate
+from spillway.histories.base import VALID
+from spillway.histories.orders import generate
 from spillway.journal import Journal
 from spillway.jsonl import MAX_LINE_BYTES, read_lines
 from spillway.pace import TokenBucket

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import msgspec
+from psycopg import Connection
+from psycopg.rows import dict_row
 
-from spillway.poison import POISON
+from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, stamp
+from spillway.histories.orders_poison import POISON
 from workers.orders.contract import CancelledOrder, Item, OrderCancelled, OrderEvent, OrderPlaced, UpdatedOrder
 from workers.runtime.envelope import EventDecoder
-
-VALID = "valid"
-DUPLICATE = "duplicate"
 
 #: How far apart, in messages, two neighbours may end up: about what a standard queue does under load.
 _SHUFFLE = 60
@@ -34,13 +34,6 @@ _CURRENCIES = ("EUR", "EUR", "EUR", "USD", "USD", "GBP", "CHF", "SEK", "JPY")
 _REASONS = ("changed my mind", "found it cheaper", "délai trop long", "在庫切れ", "paid twice 🙈", "")
 _START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
 _STEP = timedelta(milliseconds=250)
-
-
-class Message(NamedTuple):
-    """One message: its body and its kind, which is VALID, DUPLICATE or a key of POISON."""
-
-    body: str
-    kind: str
 
 
 class Row(msgspec.Struct, kw_only=True, frozen=True):
@@ -77,10 +70,11 @@ class Expected(msgspec.Struct, kw_only=True, frozen=True):
         return dict(reasons)
 
 
-class History(msgspec.Struct, frozen=True, dict=True):
-    """Messages in the order in which they are sent."""
+class OrdersHistory(History):
+    """A history of orders; `expected` is what must become of it."""
 
-    messages: list[Message]
+    worker = "orders"
+    poison = POISON
 
     @cached_property
     def expected(self) -> Expected:
@@ -94,6 +88,28 @@ class History(msgspec.Struct, frozen=True, dict=True):
             duplicates=kinds.pop(DUPLICATE, 0),
             poison=dict(sorted(kinds.items())),
         )
+
+    def violations(self, connection: Connection[Any]) -> list[str]:
+        """What is wrong with the orders of this history."""
+        expected = self.expected.rows
+        rows = read_rows(connection, expected)
+        found = [f"order {key} has no row" for key in expected.keys() - rows.keys()]
+        found += [
+            f"order {key} is {row}, expected {expected[key]}" for key, row in rows.items() if row != expected[key]
+        ]
+        return sorted(found)
+
+
+def read_rows(connection: Connection[Any], order_ids: Iterable[str] | None = None) -> dict[str, Row]:
+    """The orders in the database, all or those of `order_ids`, in the reference's shape, by order id."""
+    wanted = None if order_ids is None else list(order_ids)
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            "SELECT order_id, version, event_id, status, customer, currency, items, total, placed_at, updated_at,"
+            " cancelled_at, reason FROM spillway.orders WHERE %(wanted)s::text[] IS NULL OR order_id = ANY(%(wanted)s)",
+            {"wanted": wanted},
+        )
+        return {row["order_id"]: msgspec.convert(row, Row) for row in cursor}
 
 
 def reference_rows(events: Iterable[OrderEvent]) -> dict[str, Row]:
@@ -130,12 +146,15 @@ def generate(
     seed: int = 1,
     duplicates: float = 0.05,
     poison: float = 0.01,
+    *,
     orders: int | None = None,
-) -> History:
+    prefix: str = "ord",
+) -> OrdersHistory:
     """Exactly `events` messages, the same for the same arguments.
 
     `duplicates` and `poison` are shares of all messages: repeats of an earlier event, and broken ones, all kinds
     equally often. `orders` is how many orders the changes are spread over, by default a quarter of the messages.
+    Histories that share a database need a `prefix` each for their order ids.
     Raises ValueError for shares that do not fit.
     """
     if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
@@ -145,32 +164,27 @@ def generate(
     if repeated and not valid:
         raise ValueError("Expected at least one valid event to repeat")
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
-    shop = _Shop(rng, orders or max(1, events // 4))
+    shop = _Shop(rng, orders or max(1, events // 4), prefix)
     placed: list[tuple[float, Message]] = []
     for position, event in enumerate(shop.changes(valid)):
         place = position + rng.random() * _SHUFFLE
         placed.append((place, Message(msgspec.json.encode(event).decode(), VALID)))
-    for first, message in _pick(rng, placed, repeated):
+    for first, message in pick(rng, placed, repeated):
         placed.append((first + rng.random() * _DUPLICATE_GAP, Message(message.body, DUPLICATE)))
     kinds = sorted(POISON, key=lambda _: rng.random())
     for number, event in enumerate(shop.changes(broken)):
         kind = kinds[number % len(kinds)]
         placed.append((rng.random() * (valid + _SHUFFLE), Message(POISON[kind].breaks(event, rng), kind)))
     placed.sort(key=lambda entry: entry[0])
-    return History(messages=[message for _, message in placed])
-
-
-def _pick(rng: random.Random, placed: list[tuple[float, Message]], count: int) -> Iterator[tuple[float, Message]]:
-    """`count` of `placed`, each as often as any other give or take one."""
-    chosen = sorted(placed, key=lambda _: rng.random())
-    return (chosen[number % len(chosen)] for number in range(count))
+    return OrdersHistory([message for _, message in placed])
 
 
 class _Shop:
     """Orders as they are placed, changed and cancelled."""
 
-    def __init__(self, rng: random.Random, orders: int) -> None:
+    def __init__(self, rng: random.Random, orders: int, prefix: str) -> None:
         self._rng = rng
+        self._prefix = prefix
         self._weights = list(accumulate(1 / (rank + _FLATTEN) ** _POPULARITY for rank in range(orders)))
         self._orders: dict[int, dict[str, Any]] = {}
         self._generation: Counter[int] = Counter()
@@ -195,29 +209,29 @@ class _Shop:
         if rng.random() < _CANCELLED:
             # The customer's next order takes the place of this one.
             del self._orders[slot]
-            extra = {"cancelled_at": _stamp(moment), "reason": _choice(rng, _REASONS)}
+            extra = {"cancelled_at": stamp(moment), "reason": _choice(rng, _REASONS)}
             return self._event("cancelled", order | extra, moment)
-        return self._event("updated", order | {"updated_at": _stamp(moment)}, moment)
+        return self._event("updated", order | {"updated_at": stamp(moment)}, moment)
 
     def _place(self, slot: int, moment: datetime) -> dict[str, Any]:
         self._generation[slot] += 1
         return {
-            "order_id": f"ord-{slot:06}-{self._generation[slot]}",
+            "order_id": f"{self._prefix}-{slot:06}-{self._generation[slot]}",
             "version": 1,
             "customer": f"cus-{int(self._rng.paretovariate(0.7)) % 5_000:04}",
             "currency": _choice(self._rng, _CURRENCIES),
             **_basket(self._rng),
-            "placed_at": _stamp(moment),
+            "placed_at": stamp(moment),
         }
 
     def _event(self, what: str, order: dict[str, Any], moment: datetime) -> dict[str, Any]:
         return {
             "specversion": "1.0",
-            "id": _event_id(self._rng, moment),
+            "id": event_id(self._rng, moment),
             "source": "/shop/checkout",
             "type": f"order.{what}",
             "subject": order["order_id"],
-            "time": _stamp(moment),
+            "time": stamp(moment),
             "data": order,
         }
 
@@ -236,14 +250,3 @@ def _basket(rng: random.Random) -> dict[str, Any]:
 
 def _choice(rng: random.Random, values: tuple[str, ...]) -> str:
     return values[int(rng.random() * len(values))]
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _event_id(rng: random.Random, moment: datetime) -> str:
-    """A UUID of version 7 whose clock is `moment` and whose chance is `rng`."""
-    millisecond = int(moment.timestamp() * 1000)
-    bits = millisecond << 80 | 0x7 << 76 | rng.getrandbits(12) << 64 | 0b10 << 62 | rng.getrandbits(62)
-    return str(UUID(int=bits))

@@ -1,43 +1,19 @@
-"""Every way a message body can be broken, with what the worker says about it.
+"""Every way an order's message body can be broken, with what the worker says about it.
 
-The table is written by hand and independent of the decoder, so that a test can hold one against the other.
+The table is written by hand and independent of the decoder, so that a test can hold one against the other. It covers
+the envelope for all workers: theirs only add what their own contracts refuse.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from spillway.example_events import CHANGED_AT, body_of, cancelled, eventbridge, placed, sns, updated
+from spillway.samples.broken import BrokenBody, changed, contract, undecodable, without
+from spillway.samples.events import body_of, eventbridge, sns
+from spillway.samples.orders_events import CHANGED_AT, cancelled, placed, updated
 from workers.runtime.failures import Reason
 
 TYPES = "order.placed | order.updated | order.cancelled"
-
-
-@dataclass(frozen=True)
-class BrokenBody:
-    """A body no worker can use. `detail` is what its dead letter says.
-
-    `schema_refuses` tells whether the event's JSON Schema refuses it too: None where a JSON parser already
-    gives up, False where JSON Schema cannot state the rule.
-    """
-
-    name: str
-    shows: str
-    body: str
-    reason: Reason
-    detail: str
-    schema_refuses: bool | None
-
-
-def _undecodable(name: str, shows: str, body: str, detail: str) -> BrokenBody:
-    return BrokenBody(name, shows, body, Reason.UNDECODABLE, detail, schema_refuses=None)
-
-
-def _contract(name: str, shows: str, event: Any, detail: str, *, schema_refuses: bool = True) -> BrokenBody:
-    return BrokenBody(name, shows, body_of(event), Reason.CONTRACT, detail, schema_refuses)
 
 
 def _wrapped(name: str, shows: str, body: str, detail: str) -> BrokenBody:
@@ -45,87 +21,65 @@ def _wrapped(name: str, shows: str, body: str, detail: str) -> BrokenBody:
     return BrokenBody(name, shows, body, Reason.CONTRACT, detail, schema_refuses=True)
 
 
-def _changed(event: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of `event` with the value at `path` (names and list indices joined by dots) replaced."""
-    event = copy.deepcopy(event)
-    parent, last = _walk(event, path)
-    parent[last] = value
-    return event
-
-
-def _without(event: dict[str, Any], path: str) -> dict[str, Any]:
-    event = copy.deepcopy(event)
-    parent, last = _walk(event, path)
-    del parent[last]
-    return event
-
-
-def _walk(event: Any, path: str) -> tuple[Any, int | str]:
-    *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
-    for step in steps:
-        event = event[step]
-    return event, last
-
-
 def _not_json() -> Iterator[BrokenBody]:
     event = placed("ord-1001")
     body = body_of(event)
     malformed = "JSON is malformed: "
-    yield _undecodable("body.blank", "One space: SQS takes no empty body.", " ", "Input data was truncated")
-    yield _undecodable("body.text", "Plain text.", "hello", malformed + "invalid character (byte 0)")
-    yield _undecodable(
+    yield undecodable("body.blank", "One space: SQS takes no empty body.", " ", "Input data was truncated")
+    yield undecodable("body.text", "Plain text.", "hello", malformed + "invalid character (byte 0)")
+    yield undecodable(
         "body.compressed",
         "Gzip in Base64: a compressing producer that nobody agreed with.",
         "H4sIAAAAAAACA6uuBQBDv6ajAgAAAA==",  # gzip's bytes differ from one zlib to the next, so these are literal
         malformed + "invalid character (byte 0)",
     )
-    yield _undecodable(
+    yield undecodable(
         "body.nested_too_deeply",
         "An unknown field nested 100,000 deep, which is beyond every interpreter's limit.",
         body[:-1] + ',"extra":' + "[" * 100_000 + "]" * 100_000 + "}",
         "JSON is nested too deeply",
     )
-    yield _undecodable("order_placed.truncated", "The end is missing.", body[:-40], "Input data was truncated")
-    yield _undecodable(
+    yield undecodable("order_placed.truncated", "The end is missing.", body[:-40], "Input data was truncated")
+    yield undecodable(
         "order_placed.trailing_text",
         "Text after the event: two events in one body.",
         body + body,
         f"{malformed}trailing characters (byte {len(body) + 1})",
     )
-    yield _undecodable(
+    yield undecodable(
         "order_placed.trailing_comma",
         "A comma before a closing brace.",
         body[:-1] + ",}",
         f"{malformed}trailing comma in object (byte {len(body)})",
     )
-    yield _undecodable(
+    yield undecodable(
         "order_placed.single_quotes",
         "Python's repr in place of JSON.",
         repr(event),
         malformed + "object keys must be strings (byte 1)",
     )
-    yield _undecodable(
+    yield undecodable(
         "order_placed.byte_order_mark",
         "A byte order mark before the event.",
         "\ufeff" + body,
         malformed + "invalid character (byte 0)",
     )
     not_a_number = body.replace('"total":4498', '"total":NaN')
-    yield _undecodable(
+    yield undecodable(
         "order_placed.nan",
         "`NaN`, which JSON does not have.",
         not_a_number,
         f"{malformed}invalid character (byte {not_a_number.index('NaN')})",
     )
     raw_line_feed = body.replace("cus-77", "cus\n77")
-    yield _undecodable(
+    yield undecodable(
         "order_placed.raw_control_character",
         "A line feed inside a string, not escaped.",
         raw_line_feed,
         f"{malformed}invalid character (byte {raw_line_feed.index(chr(10))})",
     )
     lone_surrogate = body.replace("/shop/checkout", "/shop/\\udc00")
-    yield _undecodable(
+    yield undecodable(
         "order_placed.lone_surrogate",
         "Half a surrogate pair, escaped: no character at all.",
         lone_surrogate,
@@ -136,224 +90,224 @@ def _not_json() -> Iterator[BrokenBody]:
 def _broken_envelope() -> Iterator[BrokenBody]:
     event = placed("ord-1001")
     no_offset = "Expected `datetime` with a timezone component"
-    yield _contract("body.null", "JSON's `null`.", None, "Expected `object`, got `null`")
-    yield _contract("body.array", "Two events in an array.", [event, event], "Expected `object`, got `array`")
-    yield _contract(
+    yield contract("body.null", "JSON's `null`.", None, "Expected `object`, got `null`")
+    yield contract("body.array", "Two events in an array.", [event, event], "Expected `object`, got `array`")
+    yield contract(
         "body.s3_test_event",
         "What S3 sends when a bucket notification is set up.",
         {"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": "2026-01-15T09:30:00.000Z", "Bucket": "shop"},
         "Object missing required field `type`",
     )
-    yield _contract(
-        "order_placed.missing_type", "No `type`.", _without(event, "type"), "Object missing required field `type`"
+    yield contract(
+        "order_placed.missing_type", "No `type`.", without(event, "type"), "Object missing required field `type`"
     )
-    yield _contract(
+    yield contract(
         "order_placed.unknown_type",
         "An event this queue does not carry.",
-        _changed(event, "type", "order.shipped"),
+        changed(event, "type", "order.shipped"),
         f"Expected {TYPES} - at `$.type`",
     )
-    yield _contract("order_placed.missing_id", "No `id`.", _without(event, "id"), "Object missing required field `id`")
-    yield _contract(
-        "order_placed.bad_id", "An id that is no UUID.", _changed(event, "id", "42"), "Invalid UUID - at `$.id`"
+    yield contract("order_placed.missing_id", "No `id`.", without(event, "id"), "Object missing required field `id`")
+    yield contract(
+        "order_placed.bad_id", "An id that is no UUID.", changed(event, "id", "42"), "Invalid UUID - at `$.id`"
     )
-    yield _contract(
+    yield contract(
         "order_placed.old_specversion",
         "CloudEvents 0.3.",
-        _changed(event, "specversion", "0.3"),
+        changed(event, "specversion", "0.3"),
         "Expected the contract's constant - at `$.specversion`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.empty_source",
         "An empty `source`.",
-        _changed(event, "source", ""),
+        changed(event, "source", ""),
         "Expected `str` of length >= 1 - at `$.source`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.time_without_offset",
         "A local time.",
-        _changed(event, "time", "2026-01-15T10:30:00"),
+        changed(event, "time", "2026-01-15T10:30:00"),
         f"{no_offset} - at `$.time`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.time_as_number",
         "A time in epoch seconds.",
-        _changed(event, "time", 1_768_469_400),
+        changed(event, "time", 1_768_469_400),
         "Expected `datetime`, got `int` - at `$.time`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.utc_offset_too_large",
         "A UTC offset that RFC 3339 allows and PostgreSQL does not.",
-        _changed(event, "time", "2026-01-15T10:30:00+16:00"),
+        changed(event, "time", "2026-01-15T10:30:00+16:00"),
         "Expected `time` with a UTC offset below 16:00",
         schema_refuses=False,
     )
-    yield _contract(
+    yield contract(
         "order_placed.xml_data",
         "`data` announced as XML.",
-        _changed(event, "datacontenttype", "application/xml"),
+        changed(event, "datacontenttype", "application/xml"),
         "Expected the contract's constant - at `$.datacontenttype`",
     )
-    yield _contract(
-        "order_placed.missing_data", "No `data`.", _without(event, "data"), "Object missing required field `data`"
+    yield contract(
+        "order_placed.missing_data", "No `data`.", without(event, "data"), "Object missing required field `data`"
     )
-    yield _contract(
+    yield contract(
         "order_placed.data_as_text",
         "`data` encoded twice.",
-        _changed(event, "data", body_of(event["data"])),
+        changed(event, "data", body_of(event["data"])),
         "Expected `object`, got `str` - at `$.data`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.subject_mismatch",
         "`subject` names another order than `data`.",
-        _changed(event, "subject", "ord-1002"),
+        changed(event, "subject", "ord-1002"),
         "Expected `subject` to equal `data.order_id`",
         schema_refuses=False,
     )
-    yield _contract(
+    yield contract(
         "order_placed.nul_in_source",
         "An escaped U+0000, which PostgreSQL's text cannot hold.",
-        _changed(event, "source", "/shop\0/checkout"),
+        changed(event, "source", "/shop\0/checkout"),
         "Expected text without the character U+0000 - at `$.source`",
     )
 
 
 def _broken_order() -> Iterator[BrokenBody]:
     event = placed("ord-1001")
-    yield _contract(
+    yield contract(
         "order_placed.bad_total",
         "`total` is not the sum of the items.",
-        _changed(event, "data.total", 4499),
+        changed(event, "data.total", 4499),
         "Expected `total` to equal the sum of quantity x unit_price over `items` - at `$.data`",
         schema_refuses=False,
     )
-    yield _contract(
+    yield contract(
         "order_placed.missing_order_id",
         "No `order_id`.",
-        _without(event, "data.order_id"),
+        without(event, "data.order_id"),
         "Object missing required field `order_id` - at `$.data`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.version_zero",
         "Versions start at 1.",
-        _changed(event, "data.version", 0),
+        changed(event, "data.version", 0),
         "Expected `int` >= 1 - at `$.data.version`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.version_too_large",
         "A version beyond PostgreSQL's integer.",
-        _changed(event, "data.version", 2**31),
+        changed(event, "data.version", 2**31),
         "Expected `int` <= 2147483647 - at `$.data.version`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.version_beyond_64_bits",
         "A number of 40 digits.",
-        _changed(event, "data.version", 10**39),
+        changed(event, "data.version", 10**39),
         "Expected `int` <= 2147483647 - at `$.data.version`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.bad_currency",
         "A currency in lower case.",
-        _changed(event, "data.currency", "eur"),
+        changed(event, "data.currency", "eur"),
         "Expected `currency` to be three capital letters A-Z - at `$.data`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.currency_with_line_feed",
         "A currency that ends in a line feed, which Python's `$` would let through.",
-        _changed(event, "data.currency", "EUR\n"),
+        changed(event, "data.currency", "EUR\n"),
         "Expected `str` of length <= 3 - at `$.data.currency`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.empty_customer",
         "An empty identifier.",
-        _changed(event, "data.customer", ""),
+        changed(event, "data.customer", ""),
         "Expected `str` of length >= 1 - at `$.data.customer`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.no_items",
         "An order of nothing.",
-        _changed(_changed(event, "data.items", []), "data.total", 0),
+        changed(changed(event, "data.items", []), "data.total", 0),
         "Expected `array` of length >= 1 - at `$.data.items`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.too_many_items",
         "501 items.",
-        _changed(event, "data.items", [{"sku": "S", "quantity": 1, "unit_price": 1}] * 501),
+        changed(event, "data.items", [{"sku": "S", "quantity": 1, "unit_price": 1}] * 501),
         "Expected `array` of length <= 500 - at `$.data.items`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.nul_in_sku",
         "An escaped U+0000 in the second item.",
-        _changed(event, "data.items.1.sku", "SKU\0"),
+        changed(event, "data.items.1.sku", "SKU\0"),
         "Expected text without the character U+0000 - at `$.data.items[1].sku`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.sku_too_long",
         "A SKU of 65 characters.",
-        _changed(event, "data.items.0.sku", "S" * 65),
+        changed(event, "data.items.0.sku", "S" * 65),
         "Expected `str` of length <= 64 - at `$.data.items[0].sku`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.quantity_zero",
         "An item of no pieces.",
-        _changed(event, "data.items.0.quantity", 0),
+        changed(event, "data.items.0.quantity", 0),
         "Expected `int` >= 1 - at `$.data.items[0].quantity`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.quantity_as_text",
         "A number in quotes.",
-        _changed(event, "data.items.0.quantity", "2"),
+        changed(event, "data.items.0.quantity", "2"),
         "Expected `int`, got `str` - at `$.data.items[0].quantity`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.quantity_with_fraction_part",
         "`2.0`: an integer to JSON Schema, a float to the worker.",
-        _changed(event, "data.items.0.quantity", 2.0),
+        changed(event, "data.items.0.quantity", 2.0),
         "Expected `int`, got `float` - at `$.data.items[0].quantity`",
         schema_refuses=False,
     )
-    yield _contract(
+    yield contract(
         "order_placed.negative_price",
         "A negative price.",
-        _changed(event, "data.items.0.unit_price", -1),
+        changed(event, "data.items.0.unit_price", -1),
         "Expected `int` >= 0 - at `$.data.items[0].unit_price`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.bad_placed_at",
         "The 30th of February.",
-        _changed(event, "data.placed_at", "2026-02-30T10:30:00Z"),
+        changed(event, "data.placed_at", "2026-02-30T10:30:00Z"),
         "Invalid RFC3339 encoded datetime - at `$.data.placed_at`",
     )
-    yield _contract(
+    yield contract(
         "order_placed.leap_second",
         "Second 60, which RFC 3339 allows and Python's datetime cannot hold.",
-        _changed(event, "data.placed_at", "2016-12-31T23:59:60Z"),
+        changed(event, "data.placed_at", "2016-12-31T23:59:60Z"),
         "Invalid RFC3339 encoded datetime - at `$.data.placed_at`",
         schema_refuses=False,
     )
-    yield _contract(
+    yield contract(
         "order_updated.missing_updated_at",
         "The body of `order.placed` under another type.",
-        _changed(event, "type", "order.updated"),
+        changed(event, "type", "order.updated"),
         "Object missing required field `updated_at` - at `$.data`",
     )
-    yield _contract(
+    yield contract(
         "order_updated.updated_at_without_offset",
         "A local time.",
-        _changed(updated("ord-1001", version=2, quantity=3), "data.updated_at", CHANGED_AT[:19]),
+        changed(updated("ord-1001", version=2, quantity=3), "data.updated_at", CHANGED_AT[:19]),
         "Expected `datetime` with a timezone component - at `$.data.updated_at`",
     )
-    yield _contract(
+    yield contract(
         "order_cancelled.reason_too_long",
         "A reason of 257 characters.",
-        _changed(cancelled("ord-1002", version=2), "data.reason", "x" * 257),
+        changed(cancelled("ord-1002", version=2), "data.reason", "x" * 257),
         "Expected `str` of length <= 256 - at `$.data.reason`",
     )
 
 
 def _broken_inside_wrappers() -> Iterator[BrokenBody]:
     event = placed("ord-1001")
-    bad_total = _changed(event, "data.total", 4499)
+    bad_total = changed(event, "data.total", 4499)
     yield _wrapped(
         "eventbridge.bad_total",
         "A broken event inside an EventBridge event.",
@@ -382,7 +336,7 @@ def _broken_inside_wrappers() -> Iterator[BrokenBody]:
     )
 
 
-BROKEN_BODIES: tuple[BrokenBody, ...] = (
+BROKEN: tuple[BrokenBody, ...] = (
     *_not_json(),
     *_broken_envelope(),
     *_broken_order(),
