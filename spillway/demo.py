@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from spillway.dead_letters import reasons_of
 from spillway.histories.orders import read_rows
-from workers.runtime.dead_letters import PREFIX
 from workers.runtime.telemetry import BATCH_SIZE, OUTCOME_METRICS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def examine(
     letters = peek_all(client, dead_letter_url)
     broken = Counter(message.body for message in history.messages if message.kind in expected.poison)
     total = sum(done.values())
-    unexplained = sum(_attribute(letter, "reason") == "" for letter in letters)
+    unexplained = sum(not reasons_of(letter).get("reason") for letter in letters)
     checks = [
         Check(
             total == sent == len(history.messages),
@@ -146,11 +146,7 @@ def peek_all(client: SQSClient, url: str) -> list[MessageTypeDef]:
     return found
 
 
-def _attribute(message: MessageTypeDef, name: str) -> str:
-    attribute = message.get("MessageAttributes", {}).get(PREFIX + name)
-    return attribute.get("StringValue", "") if attribute else ""
-
-
 def _cause(message: MessageTypeDef) -> tuple[str, str]:
     # Where in the text a parser gave up differs from message to message and is no cause of its own.
-    return _attribute(message, "reason"), _BYTE.sub("", _attribute(message, "detail"))
+    reasons = reasons_of(message)
+    return reasons.get("reason", ""), _BYTE.sub("", reasons.get("detail", ""))

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -23,6 +24,10 @@ from workers.runtime.iam_token import rds_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# No test asserts a time: machines are noisy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 LOGIN = LoginRole.with_timeouts("spillway_app", "application-password", 10)
 REGION = "us-east-1"

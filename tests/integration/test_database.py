@@ -21,10 +21,12 @@ from spillway.stack import ports
 from tests.conftest import BOTH_ROUTES, LOGIN, PROXY_ROUTE, REGION
 from workers.orders.contract import OrderEvent
 from workers.orders.handler import to_row
+from workers.runtime.calls import Calls
 from workers.runtime.database import MAX_AGE_S, MAX_IDLE_S, Database
 from workers.runtime.envelope import EventDecoder
 from workers.runtime.failures import Failure, classify
 from workers.runtime.iam_token import rds_token
+from workers.runtime.invocation import Invocation
 from workers.runtime.settings import Settings
 from workers.runtime.worker import build_processor, statement
 from workers.runtime.writer import BatchWriter
@@ -114,17 +116,18 @@ def test_a_killed_backend_is_replaced_within_the_same_write(database: TestDataba
     connection = Database(settings(database))
     events = [EventDecoder[Any](OrderEvent).decode(m.body) for m in generate(100, duplicates=0, poison=0).messages]
     rows = [to_row(event) for event in events]
-    writer = BatchWriter(connection, statement("orders"), attempt_s=1, connect_timeout_s=1)
+    writer = BatchWriter(Calls(connection, attempt_s=1, connect_timeout_s=1), statement("orders"))
     deadline = time.monotonic() + 30
-    assert len(writer.write(rows[:50], lambda: deadline - time.monotonic()).answers) == 50
+    invocation = Invocation(lambda: deadline - time.monotonic())
+    assert len(writer.write(rows[:50], invocation).answers) == 50
     with database.owner() as owner:
         owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (LOGIN.name,))
-    written = writer.write(rows[50:], lambda: deadline - time.monotonic())
+    written = writer.write(rows[50:], invocation)
     assert len(written.answers) == 50
     assert not written.given_back
     # The proxy replaces a connection that nobody has borrowed, and the worker never hears of it.
     expected = [Failure.UNAVAILABLE] if database.proxy is None else []
-    assert [failure for failure, _ in written.errors] == expected
+    assert [failure for failure, _ in invocation.errors] == expected
     connection.discard()
 
 
@@ -190,15 +193,16 @@ def test_nothing_on_the_wire_can_pin_a_proxy_session(database: TestDatabase) -> 
             "orders", OrderEvent, settings(database), connection := Database(settings(database))
         )
         bodies = [message.body for message in generate(100, seed=5, poison=0.1).messages]
-        for _ in range(10):  # psycopg would prepare at the fifth
-            with processor([_record(number, body) for number, body in enumerate(bodies)], to_row):
+        for receives in range(1, 11):  # psycopg would prepare at the fifth; from the third on they are suspects
+            with processor([_record(number, body, receives) for number, body in enumerate(bodies)], to_row):
                 processor.process()
         connection.discard()
     log = [line for line in database.server.log_tail(400).splitlines() if "LOG:  " in line and "execute" in line]
-    log = [line for line in log if "apply_orders" in line or "statement:" in line]
-    assert log
+    log = [line for line in log if any(word in line for word in ("apply_orders", "_attempts", "statement:"))]
     assert {line.partition("LOG:  ")[2] for line in log} == {
-        "execute <unnamed>: SELECT event_id, outcome, reason, detail FROM spillway.apply_orders($1)"
+        "execute <unnamed>: SELECT event_id, outcome, reason, detail FROM spillway.apply_orders($1)",
+        "execute <unnamed>: SELECT message_id, attempts FROM spillway.begin_attempts($1)",
+        "execute <unnamed>: SELECT spillway.end_attempts($1)",
     }
     said = database.server.log_tail(400)
     for word in ("DEALLOCATE", "PREPARE", "SET ", "BEGIN", "DISCARD"):
@@ -206,8 +210,8 @@ def test_nothing_on_the_wire_can_pin_a_proxy_session(database: TestDatabase) -> 
         assert f"execute <unnamed>: {word}" not in said
 
 
-def _record(number: int, body: str) -> dict[str, Any]:
-    return {"messageId": f"m{number}", "body": body, "attributes": {"ApproximateReceiveCount": "1"}}
+def _record(number: int, body: str, receives: int) -> dict[str, Any]:
+    return {"messageId": f"m{number}", "body": body, "attributes": {"ApproximateReceiveCount": str(receives)}}
 
 
 @BOTH_ROUTES

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from spillway.dead_letters import original_attributes, reasons_of
 from spillway.demo import examine, peek_all
 from spillway.histories.orders import generate, read_rows
 from spillway.histories.orders_poison import POISON
@@ -27,7 +28,7 @@ from spillway.stack.local import LocalStack, Route, StackOptions
 from spillway.stack.processes import Processes
 from spillway.stack.rds_proxy import Credentials
 from spillway.stack.snapshot import depth
-from tests.template_text import changed_template
+from spillway.stack.template_text import changed_template
 from workers.migrate.runner import load, migrate
 from workers.orders.contract import OrderEvent
 from workers.runtime.telemetry import OUTCOME_METRICS
@@ -393,7 +394,7 @@ def a_changed_password_is_never_the_messages_fault(directory: Path) -> None:
 
 def a_proxy_with_an_outdated_secret_is_never_the_messages_fault(directory: Path) -> None:
     """The workers get in with their tokens, and the proxy does not: its password is no longer the database's."""
-    lock_out(directory, "proxy", "unknown", change_password)
+    lock_out(directory, "proxy", "misconfigured", change_password)
 
 
 def credentials_without_permission_are_never_the_messages_fault(directory: Path) -> None:
@@ -535,16 +536,11 @@ def test_a_dead_letter_is_the_message_itself_with_the_reason(tmp_path: Path) -> 
     assert len(letters) == len(sent) == len(POISON)
     seen = set()
     for letter in letters:
-        attributes = dict(letter["MessageAttributes"])
-        if "spillway.dead-letter" in attributes:  # ten of its own: ours only fit as one ... which makes eleven
-            reasons = json.loads(attributes.pop("spillway.dead-letter")["StringValue"])
-        else:
-            ours = [name for name in attributes if name.startswith("spillway.")]
-            reasons = {name.removeprefix("spillway."): attributes.pop(name)["StringValue"] for name in ours}
+        reasons = reasons_of(letter)
         kind, body, own_attributes = sent[reasons["message-id"]]
         seen.add(kind)
         assert letter["Body"].encode() == body.encode(), kind
-        assert attributes == own_attributes, kind
+        assert original_attributes(letter) == own_attributes, kind
         assert reasons["reason"] == POISON[kind].reason, kind
         assert POISON[kind].detail in reasons["detail"], kind
         assert reasons["source-queue"] == queue_arn

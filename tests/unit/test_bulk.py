@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from uuid import UUID
 
 import pytest
 from aws_lambda_powertools.utilities.batch import process_partial_response
@@ -12,62 +11,20 @@ from psycopg import errors
 
 from spillway.histories.orders import generate
 from spillway.stack.metrics import MetricStore
-from workers.orders.contract import OrderEvent
+from tests.unit.fakes import FakeSqs, FakeStore, processor, record
 from workers.orders.handler import to_row
 from workers.runtime.bulk import BulkBatchProcessor
-from workers.runtime.dead_letters import SEND_BUDGET_S, DeadLetterQueue
-from workers.runtime.envelope import EventDecoder
-from workers.runtime.telemetry import Telemetry
-from workers.runtime.writer import BatchWriter
+from workers.runtime.dead_letters import SEND_BUDGET_S
+from workers.runtime.visibility import VISIBILITY_BUDGET_S
 
 
-class Store:
-    """Answers 'applied', or what `outcomes` says for an id; raises `error` if there is one."""
-
-    connected = True
-
-    def __init__(self, outcomes: dict[str, tuple[str, ...]] | None = None, error: Exception | None = None) -> None:
-        self.outcomes = outcomes or {}
-        self.error = error
-
-    def fetch(self, _statement: str, parameter: bytes) -> list[tuple[Any, ...]]:
-        if self.error:
-            raise self.error
-        ids = [row["id"] for row in json.loads(parameter)]
-        return [(UUID(one), *self.outcomes.get(one, ("applied", None, None))) for one in ids]
-
-    def discard(self) -> None:
-        pass
+def event(bodies: list[str], receives: int = 1) -> list[dict[str, Any]]:
+    return [record(number, body, receives) for number, body in enumerate(bodies)]
 
 
-class Letters(DeadLetterQueue):
-    def __init__(self, *, works: bool = True) -> None:
-        self.works = works
-        self.received: list[Any] = []
-
-    def send(self, poisoned: Any, _remaining_s: Any) -> tuple[set[str], str]:
-        self.received += list(poisoned)
-        return ({record["messageId"] for record, _ in self.received}, "") if self.works else (set(), "AccessDenied")
-
-
-def processor(store: Store, letters: Letters | None = None, worker: str = "orders") -> BulkBatchProcessor:
-    writer = BatchWriter(store, "SELECT", attempt_s=1, connect_timeout_s=1)
-    return BulkBatchProcessor(
-        EventDecoder(OrderEvent), writer, letters or Letters(), Telemetry(worker), function_timeout_s=30
-    )
-
-
-def event(bodies: list[str], receive_count: str = "1") -> dict[str, Any]:
-    return {
-        "Records": [
-            {"messageId": f"m{number}", "body": body, "attributes": {"ApproximateReceiveCount": receive_count}}
-            for number, body in enumerate(bodies)
-        ]
-    }
-
-
-def run(the_processor: BulkBatchProcessor, the_event: dict[str, Any], handler: Any = to_row) -> list[str]:
-    response = process_partial_response(event=the_event, record_handler=handler, processor=the_processor, context=None)
+def run(worker: BulkBatchProcessor, records: list[dict[str, Any]], handler: Any = to_row) -> list[str]:
+    """The ids of the messages that were given back."""
+    response = process_partial_response({"Records": records}, handler, worker, context=None)  # type: ignore[arg-type]
     return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
 
 
@@ -83,47 +40,64 @@ IDS = [json.loads(body)["id"] for body in GOOD]
 
 
 def test_a_good_batch_reports_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(processor(Store()), event(GOOD)) == []
+    assert run(processor(FakeStore()), event(GOOD)) == []
     counted = metrics(capsys.readouterr().out)
     assert counted.sum("Applied", service="orders") == len(GOOD) == counted.sum("BatchSize")
 
 
 def test_the_same_event_twice_in_a_batch_is_written_once_and_done_twice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(processor(Store()), event([GOOD[0], GOOD[1], GOOD[0]])) == []
+    assert run(processor(FakeStore()), event([GOOD[0], GOOD[1], GOOD[0]])) == []
     counted = metrics(capsys.readouterr().out)
     assert (counted.sum("Applied"), counted.sum("Duplicate")) == (2, 1)
 
 
 @pytest.mark.parametrize("outcome", ["applied", "duplicate", "stale", "rejected"])
 def test_outcomes_that_are_done(outcome: str, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store({IDS[0]: (outcome, "why", None)})
+    store = FakeStore({IDS[0]: (outcome, "why", None)})
     assert run(processor(store), event(GOOD[:2])) == []
     assert metrics(capsys.readouterr().out).sum(outcome.capitalize()) >= 1
 
 
-def test_poison_and_invalid_go_to_the_dead_letter_queue_and_are_done(capsys: pytest.CaptureFixture[str]) -> None:
-    letters = Letters()
-    store = Store({IDS[0]: ("invalid", "23514", "constraint orders_total_not_negative")})
-    assert run(processor(store, letters), event([GOOD[0], "{", GOOD[1]])) == []
-    assert {(record["messageId"], poison.reason, poison.sqlstate) for record, poison in letters.received} == {
-        ("m0", "data", "23514"),
-        ("m1", "undecodable", ""),
-    }
-    assert metrics(capsys.readouterr().out).sum("DeadLettered") == 2
+def test_poison_invalid_and_gap_go_to_the_dead_letter_queue_and_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+    sqs = FakeSqs()
+    store = FakeStore(
+        {
+            IDS[0]: ("invalid", "23514", "constraint orders_total_not_negative"),
+            IDS[2]: ("gap", None, "expected sequence 5, got 6"),
+        }
+    )
+    assert run(processor(store, sqs), event([GOOD[0], "{", GOOD[1], GOOD[2]])) == []
+    assert sqs.reasons == {"m0": ("data", "23514"), "m1": ("undecodable", ""), "m3": ("gap", "")}
+    assert metrics(capsys.readouterr().out).sum("DeadLettered") == 3
+    assert sqs.delays == {}
 
 
-def test_poison_the_dead_letter_queue_did_not_take_goes_back() -> None:
-    assert run(processor(Store(), Letters(works=False)), event([GOOD[0], "{"])) == ["m1"]
+def test_poison_the_dead_letter_queue_did_not_take_goes_back_for_a_while() -> None:
+    sqs = FakeSqs(refuses={"m1"})
+    assert run(processor(FakeStore(), sqs), event([GOOD[0], "{"])) == ["m1"]
+    assert set(sqs.delays) == {"r1"}
+    assert run(processor(FakeStore(), FakeSqs(breaks=True)), event([GOOD[0], "{"])) == ["m1"]
+
+
+def test_held_goes_back_untouched(capsys: pytest.CaptureFixture[str]) -> None:
+    sqs = FakeSqs()
+    assert run(processor(FakeStore({IDS[1]: ("held", None, None)}), sqs), event(GOOD[:3])) == ["m1"]
+    assert metrics(capsys.readouterr().out).sum("HeldBack") == 1
+    assert sqs.letters == []
+
+
+def test_an_answer_that_nobody_has_defined_is_no_success() -> None:
+    assert run(processor(FakeStore({IDS[1]: ("done", None, None)})), event(GOOD[:3])) == ["m1"]
 
 
 def test_what_the_database_did_not_confirm_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store(error=errors.TooManyConnections("sorry"))
+    store = FakeStore(error=errors.TooManyConnections("sorry"))
     assert run(processor(store), event([*GOOD[:3], "{"])) == ["m0", "m1", "m2"]
     assert metrics(capsys.readouterr().out).sum("SaturatedGivenBack") == 3
 
 
 def test_all_failed_is_reported_not_raised() -> None:
-    assert run(processor(Store(error=errors.AdminShutdown("bye"))), event(GOOD[:1])) == ["m0"]
+    assert run(processor(FakeStore(error=errors.AdminShutdown("bye"))), event(GOOD[:1])) == ["m0"]
 
 
 def test_a_mistake_in_a_record_handler_costs_only_its_record() -> None:
@@ -132,13 +106,14 @@ def test_a_mistake_in_a_record_handler_costs_only_its_record() -> None:
             raise KeyError("ours")
         return to_row(order)
 
-    assert run(processor(Store()), event(GOOD[:3]), handler) == ["m1"]
+    assert run(processor(FakeStore()), event(GOOD[:3]), handler) == ["m1"]
 
 
 def test_a_warm_processor_starts_every_batch_afresh_and_keeps_none() -> None:
-    warm = processor(Store())
+    sqs = FakeSqs()
+    warm = processor(FakeStore(), sqs)
     assert run(warm, event(["{", GOOD[0]])) == []
-    warm._dead_letters.works = False  # type: ignore[attr-defined]
+    sqs.breaks = True
     assert run(warm, event(["{"])) == ["m0"]
     assert run(warm, event(GOOD[:2])) == []
     assert warm.records == warm.success_messages == warm.fail_messages == []
@@ -154,9 +129,9 @@ def test_no_payload_in_what_is_logged(capsys: pytest.CaptureFixture[str]) -> Non
     ]
     # A worker name of its own: Powertools' logger keeps the standard output it first saw under a name.
     refused = errors.CheckViolation(f"row contains {secret}\nDETAIL: {secret}")
-    run(processor(Store(error=refused), worker="quiet"), event([*bodies, GOOD[1]]))
+    run(processor(FakeStore(error=refused), worker="quiet"), event([*bodies, GOOD[1]]))
     missing = errors.UndefinedFunction(f"no function\nCONTEXT: {secret}")
-    run(processor(Store(error=missing), worker="quiet"), event([GOOD[1]]))
+    run(processor(FakeStore(error=missing), worker="quiet"), event([GOOD[1]]))
     output = capsys.readouterr().out
     assert "undecodable" in output
     assert "UndefinedFunction" in output
@@ -175,8 +150,31 @@ class Context:
         return int(self.remaining_s * 1000)
 
 
-def test_the_time_to_dead_letter_known_poison_is_kept_back_from_writing() -> None:
-    context: Any = Context(SEND_BUDGET_S + 0.5)  # an attempt needs 1 s
-    for bodies, expected in [([GOOD[0]], []), ([GOOD[0], "{"], ["m0"])]:
-        response = process_partial_response(event(bodies), to_row, processor(Store()), context)
+def test_the_time_to_tell_sqs_afterwards_is_kept_back_from_writing() -> None:
+    attempt_s = 1.0
+    for remaining_s, bodies, expected in [
+        (attempt_s + VISIBILITY_BUDGET_S + 0.1, [GOOD[0]], []),
+        (attempt_s + VISIBILITY_BUDGET_S - 0.1, [GOOD[0]], ["m0"]),
+        (attempt_s + VISIBILITY_BUDGET_S + SEND_BUDGET_S + 0.1, [GOOD[0], "{"], []),
+        (attempt_s + VISIBILITY_BUDGET_S + SEND_BUDGET_S - 0.1, [GOOD[0], "{"], ["m0"]),
+    ]:
+        context: Any = Context(remaining_s)
+        response = process_partial_response({"Records": event(bodies)}, to_row, processor(FakeStore()), context)  # type: ignore[arg-type]
         assert [failure["itemIdentifier"] for failure in response["batchItemFailures"]] == expected
+
+
+def test_what_sqs_says_about_delays_changes_nothing_about_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    sqs = FakeSqs(breaks=True)
+    store = FakeStore(error=errors.AdminShutdown("bye"))
+    assert run(processor(store, sqs, worker="refused"), event(GOOD[:30])) == [f"m{number}" for number in range(30)]
+    output = capsys.readouterr().out
+    counted = metrics(output)
+    assert (counted.sum("DelayRefused"), counted.sum("UnavailableGivenBack")) == (30, 30)
+    first, second = output.index("AdminShutdown"), output.index("delay_refused")
+    assert first < second, "what went wrong first is said first"
+
+
+def test_what_is_done_is_never_delayed() -> None:
+    sqs = FakeSqs()
+    run(processor(FakeStore({IDS[2]: ("held", None, None)}), sqs), event(GOOD[:40]))
+    assert set(sqs.delays) == {"r2"}

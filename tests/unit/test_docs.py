@@ -11,7 +11,7 @@ from spillway.cli import app
 from spillway.rdsproxy import faults, metrics
 from spillway.stack.template import REPOSITORY
 from workers.runtime import dead_letters, telemetry
-from workers.runtime.failures import Failure, Reason
+from workers.runtime.failures import POLICIES, Failure, Reason
 
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("events/samples/*.md")])
 OUTCOMES = (REPOSITORY / "docs/outcomes.md").read_text()
@@ -52,6 +52,7 @@ def test_the_readme_lists_every_command() -> None:
 
 def test_every_metric_is_explained() -> None:
     extra = {telemetry.BATCH_SIZE, telemetry.WRITE_MILLISECONDS, telemetry.ISOLATIONS, telemetry.REDELIVERED}
+    extra |= {telemetry.BREAKER_OPEN, telemetry.DELAY_REFUSED}
     for metric in {*telemetry.OUTCOME_METRICS.values(), *extra}:
         assert f"`{metric}`" in OUTCOMES, metric
     explained = re.findall(r"^\| [a-z-]+ \| `([A-Za-z]+)` \|", OUTCOMES, re.MULTILINE)
@@ -59,18 +60,23 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_every_class_of_failure_and_reason_is_explained() -> None:
-    for failure in Failure:
-        assert re.search(rf"^\| {failure.value} \|", OUTCOMES, re.MULTILINE), failure
+    for failure, policy in POLICIES.items():
+        row = re.search(rf"^\| {failure.value} \|.*\| (.+) \|$", OUTCOMES, re.MULTILINE)
+        assert row, failure
+        if failure is not Failure.HELD:
+            assert row[1] == f"{policy.delay_s:g}, {policy.max_delay_s:g}", failure
     for reason in Reason:
         assert f"`{reason.value}`" in OUTCOMES
 
 
-def test_every_dead_letter_attribute_is_explained() -> None:
+def test_every_field_of_a_dead_letter_is_explained() -> None:
     source = Path(dead_letters.__file__).read_text()
     names = re.findall(r'^            "([a-z-]+)": ', source, re.MULTILINE)
-    assert len(names) == 7
-    for name in names:
-        assert f"`{dead_letters.PREFIX}{name}`" in OUTCOMES, name
+    assert len(names) == 12
+    explained = re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`.*?) \|", OUTCOMES, re.MULTILINE)))
+    assert set(explained) == {*names, dead_letters.FOLDED}
+    for attribute in (dead_letters.ATTRIBUTE, dead_letters.REASON):
+        assert f"`{attribute}`" in OUTCOMES
 
 
 EMULATOR = (REPOSITORY / "docs/rds-proxy-emulator.md").read_text()

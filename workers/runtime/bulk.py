@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aws_lambda_powertools.utilities.batch import BasePartialBatchProcessor, EventType
 
-from workers.runtime.dead_letters import SEND_BUDGET_S
-from workers.runtime.failures import Failure, Poison, Reason
+from workers.runtime import suspects
+from workers.runtime.invocation import Invocation, Ledger
+from workers.runtime.sqs import is_fifo
+from workers.runtime.trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.runtime.dead_letters import DeadLetterQueue, Record
-    from workers.runtime.envelope import CloudEvent, EventDecoder
+    from workers.runtime.attempts import Attempts
+    from workers.runtime.breaker import Breaker
+    from workers.runtime.dead_letters import DeadLetterQueue
+    from workers.runtime.envelope import EventDecoder
+    from workers.runtime.sqs import Record
     from workers.runtime.telemetry import Telemetry
-    from workers.runtime.writer import BatchWriter, Row, Written
-
-
-_outcome_of = itemgetter(1)
+    from workers.runtime.visibility import Visibility
+    from workers.runtime.writer import BatchWriter
 
 
 class BulkBatchProcessor(BasePartialBatchProcessor):
@@ -38,11 +39,14 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
 
     def __init__(
         self,
+        *,
         decoder: EventDecoder[Any],
         writer: BatchWriter,
         dead_letters: DeadLetterQueue,
         telemetry: Telemetry,
-        *,
+        visibility: Visibility,
+        attempts: Attempts,
+        breaker: Breaker,
         function_timeout_s: float,
     ) -> None:
         # All failed is an answer like any other here: an exception would only hide which class of failure it was.
@@ -51,10 +55,20 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
         self._writer = writer
         self._dead_letters = dead_letters
         self._telemetry = telemetry
+        self._visibility = visibility
+        self._attempts = attempts
+        self._breaker = breaker
         self._function_timeout_s = function_timeout_s
         # Powertools types these as its data classes; wrapping thousands of records nobody reads would cost time.
         self.success_messages: list[Any] = []
         self.fail_messages: list[Any] = []
+
+    def __call__(self, records: list[Record], handler: Callable[..., Any], lambda_context: Any = None) -> Self:
+        """Take a batch. Powertools' own inspects the handler's signature each time: a tenth of a small batch's cost."""
+        self.records = records
+        self.handler = handler
+        self.lambda_context = lambda_context
+        return self
 
     def process(self) -> list[tuple[Any, ...]]:
         """Process all records. The return value (Powertools' per-record tuples) is not used and stays empty."""
@@ -69,121 +83,58 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
         return []
 
     def _process(self) -> None:
-        remaining_s = self._clock()
-        outcomes: Counter[str] = Counter()
-        poisoned: list[tuple[Record, Poison]] = []
-        rows: list[Row] = []
-        holders: dict[int, Record] = {}
-        repeats: dict[int, list[Record]] = {}
+        started = time.monotonic()
+        invocation = Invocation(self._clock(), reserved_s=self._visibility.budget_s)
+        ledger = Ledger()
+        was_closed = self._breaker.closed
+        trial = Trial(
+            decoder=self._decoder,
+            to_row=self.handler,
+            writer=self._writer,
+            dead_letters=self._dead_letters,
+            telemetry=self._telemetry,
+            invocation=invocation,
+            ledger=ledger,
+        )
+        redelivered = self._try(trial)
+        self._attempts.flush(invocation)
+        trial.bury_all()
+        self.success_messages = ledger.done
+        self.fail_messages = [record for record, _ in ledger.given_back]
 
-        self._decode(rows, holders, repeats, poisoned, outcomes)
-        started = time.perf_counter()
-        # Poison that is known already must not stay behind because retries used its time up.
-        reserved_s = SEND_BUDGET_S if poisoned else 0.0
-        written = self._writer.write(rows, lambda: remaining_s() - reserved_s)
-        write_ms = (time.perf_counter() - started) * 1000
-
-        answered = Counter(map(_outcome_of, written.answers))
-        if len(written.answers) == len(holders) and not answered["invalid"] and not repeats:
-            # Nearly every batch: each event is answered for once (the writer checked whose answers they are) and done.
-            outcomes.update(answered)
-            self.success_messages += holders.values()
-        else:
-            self._sort_out(written, holders, repeats, poisoned, outcomes)
-        for failure, error in written.errors:
+        for failure, error in invocation.errors:
             self._telemetry.failed(failure, error)
-        if poisoned:
-            self._bury(poisoned, remaining_s, outcomes)
-
+        if self._breaker.closed is not was_closed:
+            self._telemetry.breaker(closed=self._breaker.closed)
+        if ledger.given_back:
+            elapsed_s = time.monotonic() - started
+            delayed = self._visibility.delay(ledger.given_back, invocation.remaining_s, elapsed_s)
+            if delayed.refused:
+                self._telemetry.delays_refused(delayed.refused, delayed.trouble)
         self._telemetry.batch(
-            outcomes,
+            ledger.outcomes,
+            invocation,
             size=len(self.records),
-            write_ms=write_ms,
-            halvings=written.halvings,
-            redelivered=_redelivered(self.records),
-            request_id=getattr(getattr(self, "lambda_context", None), "aws_request_id", ""),
+            redelivered=redelivered,
+            request_id=getattr(self.lambda_context, "aws_request_id", ""),
         )
 
-    def _decode(
-        self,
-        rows: list[Row],
-        holders: dict[int, Record],
-        repeats: dict[int, list[Record]],
-        poisoned: list[tuple[Record, Poison]],
-        outcomes: Counter[str],
-    ) -> None:
-        """Fill `rows` with what is to be written, and `holders` and `repeats` with the records that wait for it."""
-        decode, to_row = self._decoder.decode, self.handler
-        for record in self.records:
-            try:
-                event: CloudEvent = decode(record["body"])
-                row = to_row(event)
-            except Poison as poison:
-                poisoned.append((record, poison))
-            except Exception as error:  # a mistake in a record handler costs its record a retry, no more
-                self._telemetry.failed(Failure.UNKNOWN, error)
-                self._give_back([record], Failure.UNKNOWN, outcomes)
-            else:
-                # Keyed by integer: hashing a UUID object runs Python code.
-                key = event.id.int
-                if key in holders:
-                    repeats.setdefault(key, []).append(record)
-                else:
-                    holders[key] = record
-                    rows.append(row)
-
-    def _sort_out(
-        self,
-        written: Written,
-        holders: dict[int, Record],
-        repeats: dict[int, list[Record]],
-        poisoned: list[tuple[Record, Poison]],
-        outcomes: Counter[str],
-    ) -> None:
-        """Say record by record what became of a batch in which not everything went the usual way."""
-        for event_id, outcome, reason, detail in written.answers:
-            key = event_id.int
-            record, again = holders.pop(key), repeats.pop(key, [])
-            if outcome == "invalid":
-                poison = Poison(Reason.DATA, detail or "", reason or "")
-                poisoned += [(each, poison) for each in (record, *again)]
-                continue
-            outcomes[outcome] += 1
-            if again:  # the same event more than once in this batch
-                outcomes["duplicate"] += len(again)
-            self.success_messages += [record, *again]
-        for event_id, failure in written.given_back.items():
-            key = event_id.int
-            self._give_back([holders.pop(key), *repeats.pop(key, [])], failure, outcomes)
-        for key, record in holders.items():  # nobody answered for it: the writer's promise was broken
-            self._give_back([record, *repeats.get(key, [])], Failure.UNKNOWN, outcomes)
-
-    def _bury(
-        self, poisoned: list[tuple[Record, Poison]], remaining_s: Callable[[], float], outcomes: Counter[str]
-    ) -> None:
-        """Dead-letter `poisoned`. Done only where SQS confirmed it; otherwise it is given back and nothing is lost."""
-        by_cause: dict[tuple[str, str], list[str]] = {}
-        for record, poison in poisoned:
-            by_cause.setdefault((poison.reason.value, poison.detail), []).append(record["messageId"])
-        for (reason, detail), message_ids in by_cause.items():
-            self._telemetry.dead_letter(reason, detail, message_ids)
-        confirmed, trouble = self._dead_letters.send(poisoned, remaining_s)
-        for record, _ in poisoned:
-            if record["messageId"] in confirmed:
-                self.success_messages.append(record)
-                outcomes["dead-lettered"] += 1
-            else:
-                self._give_back([record], Failure.POISON, outcomes)
-        if trouble:
-            self._telemetry.dead_letters_refused(len(poisoned) - len(confirmed), trouble)
-
-    def _give_back(self, records: list[Record], failure: Failure, outcomes: Counter[str]) -> None:
-        self.fail_messages += records
-        outcomes[failure.value] += len(records)
+    def _try(self, trial: Trial) -> int:
+        """Try all records, each once; returns how many had been received before."""
+        records = self.records
+        again = _received_again(records)
+        fifo = bool(records) and is_fifo(records[0])
+        if again and any(map(suspects.is_suspect, again)):
+            (suspects.try_fifo if fifo else suspects.try_standard)(trial, self._attempts, records)
+        elif fifo:
+            trial.in_order(records)
+        else:
+            trial.together(records)
+        return len(again)
 
     def _clock(self) -> Callable[[], float]:
         """Seconds left of this invocation: Lambda's own count, or the function's timeout where there is no context."""
-        context = getattr(self, "lambda_context", None)
+        context: Any = self.lambda_context
         if context is not None:
             return lambda: context.get_remaining_time_in_millis() / 1000
         end = time.monotonic() + self._function_timeout_s
@@ -206,6 +157,8 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
         raise TypeError("BulkBatchProcessor writes whole batches: use process_partial_response")
 
 
-def _redelivered(records: list[Record]) -> int:
+def _received_again(records: list[Record]) -> list[Record]:
     nothing: dict[str, str] = {}
-    return sum([record.get("attributes", nothing).get("ApproximateReceiveCount", "1") != "1" for record in records])
+    return [
+        record for record in records if record.get("attributes", nothing).get("ApproximateReceiveCount", "1") != "1"
+    ]

@@ -16,7 +16,7 @@ from workers.runtime.iam_token import rds_token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.runtime.settings import Settings
+    from workers.runtime.settings import FunctionSettings
 
 #: RDS Proxy closes a client that was idle for 1,800 s (IdleClientTimeout's default); go first.
 MAX_IDLE_S = 25 * 60
@@ -30,7 +30,7 @@ TCP_USER_TIMEOUT_MS = 10_000
 class Database:
     """A lazy, self-renewing autocommit connection. Not thread-safe: a Lambda environment runs one batch at a time."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: FunctionSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None

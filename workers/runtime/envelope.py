@@ -145,6 +145,43 @@ def _unwrap(body: str | bytes) -> str | bytes | None:
     return None
 
 
+class _Identity(msgspec.Struct):
+    """The two fields that name an event, whatever else is wrong with it."""
+
+    id: Any = None
+    type: Any = None
+
+
+_identity_decoder = msgspec.json.Decoder(_Identity)
+# Names that event types have; anything longer or stranger could be payload in the wrong place.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+
+
+def identify(body: str | bytes) -> tuple[str, str]:
+    """The event id and type in `body`, each '' unless it is a UUID and a name. For messages that are no valid event."""
+    for _ in range(MAX_WRAPPERS + 1):
+        try:
+            identity = _identity_decoder.decode(body)
+            inner = _unwrap(body)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return "", ""
+        if inner is None:
+            return _uuid(identity.id), _name(identity.type)
+        body = inner
+    return "", ""
+
+
+def _uuid(value: Any) -> str:
+    try:
+        return str(UUID(value)) if isinstance(value, str) and len(value) == len(str(UUID(int=0))) else ""
+    except ValueError:
+        return ""
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else ""
+
+
 # How JSON text has to spell the character; an escaped backslash before "u0000" looks the same, so this only raises
 # the suspicion.
 _NUL, _NUL_BYTES = "\\u0000", b"\\u0000"

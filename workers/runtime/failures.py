@@ -17,11 +17,13 @@ class WorkerError(Exception):
 
 
 class Reason(StrEnum):
-    """Why a message is poison."""
+    """Why a message is dead-lettered."""
 
     UNDECODABLE = "undecodable"
     CONTRACT = "contract"
     DATA = "data"
+    GAP = "gap"
+    CRASHED = "crashed"
 
 
 class Poison(WorkerError):
@@ -39,7 +41,7 @@ class ResultMismatch(WorkerError):
 
 
 class Failure(StrEnum):
-    """The classes of the failure table (docs/reliability.md)."""
+    """The classes of the failure table (docs/outcomes.md)."""
 
     POISON = "poison"
     CONFLICT = "conflict"
@@ -48,48 +50,69 @@ class Failure(StrEnum):
     SLOW = "slow"
     MISCONFIGURED = "misconfigured"
     UNKNOWN = "unknown"
+    HELD = "held"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a worker does about one class of failure, within the time that the invocation has left.
+    """What a worker does about one class of failure, within the time that the invocation has left. Times in seconds.
 
     attempts: tries of the same piece in place, the first included.
-    base_delay_s, max_delay_s: bounds of the full-jitter exponential delay between them.
+    pause_s, max_pause_s: bounds of the full-jitter exponential pause between them.
     reconnect: the connection is thrown away first.
     halvings: how often a piece may be cut in two to keep a failure from its neighbours.
     stop: nothing else is written in this invocation.
+    delay_s, max_delay_s: bounds of the full-jitter exponential delay after which a message that was given back may be
+    received again (visibility.py; RETRY_MAX_DELAY bounds it too).
     """
 
     attempts: int = 1
-    base_delay_s: float = 0.05
-    max_delay_s: float = 1.0
+    pause_s: float = 0.05
+    max_pause_s: float = 1.0
     reconnect: bool = False
     halvings: int = 0
     stop: bool = False
+    delay_s: float
+    max_delay_s: float
 
 
 POLICIES: dict[Failure, Policy] = {
-    # Down to the single message at fault: 14 halvings take the largest batch (10,000) apart.
-    Failure.POISON: Policy(halvings=14),
-    Failure.CONFLICT: Policy(attempts=4),
-    # A failover or restart takes seconds; the time left decides, the count only ends a hopeless hammering.
-    Failure.UNAVAILABLE: Policy(attempts=8, base_delay_s=0.1, max_delay_s=2.0, reconnect=True, stop=True),
+    # Down to the single message at fault: 14 halvings take the largest batch (10,000) apart. Given back is only poison
+    # that the dead-letter queue refused.
+    Failure.POISON: Policy(halvings=14, delay_s=10, max_delay_s=300),
+    Failure.CONFLICT: Policy(attempts=4, delay_s=1, max_delay_s=60),
+    # A failover or restart takes seconds; the time left decides, the count only ends a hopeless hammering. The delay's
+    # bound is how long a message may still wait when the database is back.
+    Failure.UNAVAILABLE: Policy(
+        attempts=8, pause_s=0.1, max_pause_s=2.0, reconnect=True, stop=True, delay_s=5, max_delay_s=120
+    ),
     # A retry would queue for the same connections again and make it worse.
-    Failure.SATURATED: Policy(reconnect=True, stop=True),
-    Failure.SLOW: Policy(halvings=2),
-    Failure.MISCONFIGURED: Policy(reconnect=True, stop=True),
-    Failure.UNKNOWN: Policy(reconnect=True),
+    Failure.SATURATED: Policy(reconnect=True, stop=True, delay_s=15, max_delay_s=300),
+    Failure.SLOW: Policy(halvings=2, delay_s=5, max_delay_s=300),
+    Failure.MISCONFIGURED: Policy(reconnect=True, stop=True, delay_s=60, max_delay_s=900),
+    Failure.UNKNOWN: Policy(reconnect=True, delay_s=10, max_delay_s=900),
+    # Behind a message of its FIFO group that was given back, and received again together with it. Alone this delay
+    # counts only behind a dead letter, when there is nothing to wait for.
+    Failure.HELD: Policy(delay_s=1, max_delay_s=10),
 }
+
+#: The database did its work and had a connection for it, so it is not saturated.
+ANSWERED = frozenset({Failure.POISON, Failure.CONFLICT, Failure.SLOW})
 
 # SQLSTATEs by code, then by class (PostgreSQL manual, appendix A). A class of its own beats its class's default.
 _BY_CODE = {
     "08000": Failure.SATURATED,  # RDS Proxy: Timed-out waiting to acquire database connection
     "25006": Failure.UNAVAILABLE,  # read-only transaction: still connected to what was the writer before a failover
+    "25P03": Failure.UNAVAILABLE,  # idle_in_transaction_session_timeout: the server has closed the connection
+    "25P04": Failure.SLOW,  # transaction_timeout
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
+    # Disk full is no lack of connections. But writing less, later and not again at once is right for it too, and what
+    # a person has to do about it is in the error's text.
+    "53100": Failure.SATURATED,
     "55P03": Failure.CONFLICT,  # lock_timeout
     "57014": Failure.SLOW,  # statement_timeout
+    "57P04": Failure.MISCONFIGURED,  # the database was dropped
 }
 _BY_CLASS = {
     "08": Failure.UNAVAILABLE,
@@ -101,22 +124,26 @@ _BY_CLASS = {
     "3F": Failure.MISCONFIGURED,
     "40": Failure.CONFLICT,
     "42": Failure.MISCONFIGURED,
-    "53": Failure.SATURATED,  # too many connections; also disk full and out of memory: writing less is right for all
-    "57": Failure.UNAVAILABLE,  # shutting down, crashed, starting up
+    "53": Failure.SATURATED,  # too many connections; out of memory
+    "57": Failure.UNAVAILABLE,  # shutting down, crashed, starting up, idle for too long (57P05)
 }
+# RDS Proxy's own code for whatever it was told itself ("Request returned an error: ..."), so its words decide.
+_WRAPPED = "XX000"
 
-# psycopg gives a failed connect no SQLSTATE (sqlstate is None), so only libpq's and the server's words are left.
-# First match wins; texts are lower case.
+# psycopg gives a failed connect no SQLSTATE (sqlstate is None), so only libpq's, the server's and the proxy's words are
+# left. First match wins; texts are lower case. The first block is about room, the second about configuration, the third
+# about the moment: for a connection that failed it is what is left anyway, for a wrapped error it is not.
 _BY_TEXT: tuple[tuple[str, Failure], ...] = (
     ("timed-out waiting to acquire database connection", Failure.SATURATED),
     ("number of client connections to the proxy exceeded", Failure.SATURATED),
     ("rate of connection to proxy exceeded", Failure.SATURATED),
     ("too many competing requests", Failure.SATURATED),
     ("too many clients already", Failure.SATURATED),
+    ("too many connections", Failure.SATURATED),
     ("remaining connection slots are reserved", Failure.SATURATED),
-    ("too many connections for", Failure.SATURATED),
-    ("password authentication failed", Failure.MISCONFIGURED),
-    ("authentication failed", Failure.MISCONFIGURED),
+    ("could not fork new process", Failure.SATURATED),
+    ("no space left on device", Failure.SATURATED),
+    ("authentication failed", Failure.MISCONFIGURED),  # password, IAM, PAM (IAM without a proxy), SASL, GSSAPI
     ("no password supplied", Failure.MISCONFIGURED),
     ("password that was provided for the role", Failure.MISCONFIGURED),
     ("no credentials for the role", Failure.MISCONFIGURED),
@@ -125,30 +152,63 @@ _BY_TEXT: tuple[tuple[str, Failure], ...] = (
     ("no pg_hba.conf entry", Failure.MISCONFIGURED),
     ("server does not support ssl", Failure.MISCONFIGURED),
     ("certificate verify failed", Failure.MISCONFIGURED),
-    ("root certificate file", Failure.MISCONFIGURED),
+    ("unknown ca", Failure.MISCONFIGURED),
+    ("root certificate", Failure.MISCONFIGURED),
     ("does not match host name", Failure.MISCONFIGURED),
+    ("wrong version number", Failure.MISCONFIGURED),  # whatever answers there does not speak TLS
+    ("channel binding", Failure.MISCONFIGURED),
     ("feature not supported", Failure.MISCONFIGURED),
+    ("unsupported frontend protocol", Failure.MISCONFIGURED),
     ("is not permitted to log in", Failure.MISCONFIGURED),
+    ("not currently accepting connections", Failure.MISCONFIGURED),  # ALTER DATABASE ... ALLOW_CONNECTIONS false
+    ("permission denied", Failure.MISCONFIGURED),
+    ("the database system is", Failure.UNAVAILABLE),  # starting up, shutting down, in recovery mode
+    ("terminating connection", Failure.UNAVAILABLE),
+    ("read-only transaction", Failure.UNAVAILABLE),
+    ("could not connect", Failure.UNAVAILABLE),
+    ("connection refused", Failure.UNAVAILABLE),
+    ("connection reset", Failure.UNAVAILABLE),
+    ("connection timed out", Failure.UNAVAILABLE),
+    ("timeout expired", Failure.UNAVAILABLE),
+    ("no route to host", Failure.UNAVAILABLE),
+    ("network is unreachable", Failure.UNAVAILABLE),
+    ("closed the connection unexpectedly", Failure.UNAVAILABLE),
+    ("connection has been closed unexpectedly", Failure.UNAVAILABLE),
+    ("ssl syscall error", Failure.UNAVAILABLE),
+    ("ssl error: unexpected eof", Failure.UNAVAILABLE),
+    ("could not receive data from server", Failure.UNAVAILABLE),
+    ("could not send data to server", Failure.UNAVAILABLE),
+    # A name that does not resolve may be a typing error; but it also is what a failover looks like for a moment.
+    ("could not translate host name", Failure.UNAVAILABLE),
+    ("failed to resolve host", Failure.UNAVAILABLE),
 )
 
 
 def classify(error: BaseException) -> Failure:
-    """The class of `error`, from its SQLSTATE or, where the driver has none, its type and text."""
+    """The class of `error`, from its SQLSTATE or, where that is missing or says nothing, its type and text."""
     if isinstance(error, Poison):
         return Failure.POISON
     sqlstate: str | None = getattr(error, "sqlstate", None)
+    if sqlstate == _WRAPPED:
+        return _by_text(error, Failure.UNKNOWN)
     if sqlstate:
         return _BY_CODE.get(sqlstate) or _BY_CLASS.get(sqlstate[:2], Failure.UNKNOWN)
-    if not _is_connection_trouble(error):
-        return Failure.UNKNOWN
+    return _by_text(error, Failure.UNAVAILABLE) if _is_connection_trouble(error) else Failure.UNKNOWN
+
+
+def _by_text(error: BaseException, otherwise: Failure) -> Failure:
     text = str(error).lower()
     if " does not exist" in text and ('database "' in text or 'role "' in text):
         return Failure.MISCONFIGURED
-    return next((failure for words, failure in _BY_TEXT if words in text), Failure.UNAVAILABLE)
+    return next((failure for words, failure in _BY_TEXT if words in text), otherwise)
 
 
 def _is_connection_trouble(error: BaseException) -> bool:
     # Imported here so that the table can be used, and tested, without the driver.
     import psycopg  # noqa: PLC0415
 
-    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError))
+    # Exactly DatabaseError is what psycopg makes of a result that libpq made up itself, which has no SQLSTATE: "SSL
+    # SYSCALL error: ...", "server closed the connection unexpectedly". Its subclasses are mistakes in using the driver.
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)) or (
+        type(error) is psycopg.DatabaseError
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workers.runtime.dead_letters import SEND_BUDGET_S
 from workers.runtime.failures import WorkerError
+from workers.runtime.visibility import MAX_INVISIBLE_S, VISIBILITY_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +25,8 @@ class SettingsError(WorkerError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """A worker's configuration. Times are in seconds."""
+class FunctionSettings:
+    """What every function of the fleet reads: the way to the database, and its own timeout. Times are in seconds."""
 
     host: str
     port: int
@@ -39,7 +40,6 @@ class Settings:
     borrow_timeout: int
     statement_timeout: int
     function_timeout: int
-    dead_letter_queue_url: str
     region: str
 
     @property
@@ -47,30 +47,28 @@ class Settings:
         """The longest that one write may take on an open connection: borrow, then statement, then the way back."""
         return self.borrow_timeout + self.statement_timeout + MARGIN_S
 
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Read and check all variables. Raises SettingsError for the first that is wrong."""
-        read = _Reader(env)
-        settings = cls(
-            host=read.text("DATABASE_HOST"),
-            port=read.integer("DATABASE_PORT", 1, 65535),
-            database=read.text("DATABASE_NAME"),
-            user=read.text("DATABASE_USER"),
-            auth="password" if read.choice("DATABASE_AUTH", "iam", "password") == "password" else "iam",
-            password=env.get("DATABASE_PASSWORD", ""),
-            sslmode=read.choice("DATABASE_SSLMODE", "disable", "require", "verify-ca", "verify-full"),  # type: ignore[arg-type]
-            sslrootcert=env.get("DATABASE_SSLROOTCERT", ""),
-            connect_timeout=read.integer("DATABASE_CONNECT_TIMEOUT", 2, 60),
-            borrow_timeout=read.integer("DATABASE_BORROW_TIMEOUT", 0, 300),
-            statement_timeout=read.integer("DATABASE_STATEMENT_TIMEOUT", 1, 300),
-            function_timeout=read.integer("FUNCTION_TIMEOUT", 1, 900),
-            dead_letter_queue_url=env.get("DEAD_LETTER_QUEUE_URL", ""),
-            region=env.get("AWS_REGION", ""),
-        )
-        settings._check()
-        return settings
+    @staticmethod
+    def values(env: Mapping[str, str]) -> dict[str, Any]:
+        """The fields of this class, read from `env` one by one. Raises SettingsError for the first that is wrong."""
+        read = Reader(env)
+        return {
+            "host": read.text("DATABASE_HOST"),
+            "port": read.integer("DATABASE_PORT", 1, 65535),
+            "database": read.text("DATABASE_NAME"),
+            "user": read.text("DATABASE_USER"),
+            "auth": "password" if read.choice("DATABASE_AUTH", "iam", "password") == "password" else "iam",
+            "password": env.get("DATABASE_PASSWORD", ""),
+            "sslmode": read.choice("DATABASE_SSLMODE", "disable", "require", "verify-ca", "verify-full"),
+            "sslrootcert": env.get("DATABASE_SSLROOTCERT", ""),
+            "connect_timeout": read.integer("DATABASE_CONNECT_TIMEOUT", 2, 60),
+            "borrow_timeout": read.integer("DATABASE_BORROW_TIMEOUT", 0, 300),
+            "statement_timeout": read.integer("DATABASE_STATEMENT_TIMEOUT", 1, 300),
+            "function_timeout": read.integer("FUNCTION_TIMEOUT", 1, 900),
+            "region": env.get("AWS_REGION", ""),
+        }
 
-    def _check(self) -> None:
+    def check_connection(self) -> None:
+        """Raise SettingsError where the fields do not go together."""
         if self.auth == "password" and not self.password:
             raise SettingsError(
                 "DATABASE_PASSWORD: expected a password because DATABASE_AUTH is 'password', got nothing"
@@ -83,19 +81,65 @@ class Settings:
             raise SettingsError("AWS_REGION: expected a region because DATABASE_AUTH is 'iam', got nothing")
         if self.auth == "iam" and self.sslmode == "disable":
             raise SettingsError("DATABASE_SSLMODE: expected TLS because DATABASE_AUTH is 'iam', got 'disable'")
-        # The chain of times. A first attempt that has to connect must fit, and sending dead letters after it, or a
-        # function that looks healthy would give every message back for want of time.
-        needed = START_S + self.connect_timeout + self.attempt + SEND_BUDGET_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(FunctionSettings):
+    """A worker's configuration. Without a queue URL what is given back has no back-off but the queue's own."""
+
+    dead_letter_queue_url: str
+    queue_url: str = ""
+    queue_visibility_timeout: int = 0
+    retry_max_delay: int = 900
+
+    @property
+    def survived(self) -> float:
+        """A message that comes again sooner than this after an attempt began was given back by it.
+
+        Had its environment died, it would have stayed invisible for the queue's visibility timeout, which counts from
+        the receive. Between that and the attempt lie the function's timeout at most, and the batching window, for which
+        a visibility timeout leaves room beside 6 function timeouts (template.yaml). 0 without a queue URL.
+        """
+        if not self.queue_url:
+            return 0.0
+        return float(min(self.queue_visibility_timeout - self.function_timeout, 5 * self.function_timeout))
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read and check all variables. Raises SettingsError for the first that is wrong."""
+        read = Reader(env)
+        queue: dict[str, Any] = {}
+        if env.get("QUEUE_URL"):
+            queue["queue_url"] = env["QUEUE_URL"]
+            queue["queue_visibility_timeout"] = read.integer("QUEUE_VISIBILITY_TIMEOUT", 1, MAX_INVISIBLE_S)
+        if "RETRY_MAX_DELAY" in env:
+            queue["retry_max_delay"] = read.integer("RETRY_MAX_DELAY", 1, MAX_INVISIBLE_S)
+        settings = cls(**cls.values(env), dead_letter_queue_url=env.get("DEAD_LETTER_QUEUE_URL", ""), **queue)
+        settings.check_connection()
+        settings._check_times()
+        return settings
+
+    def _check_times(self) -> None:
+        if self.queue_url and self.queue_visibility_timeout < self.function_timeout:
+            raise SettingsError(
+                f"QUEUE_VISIBILITY_TIMEOUT: expected at least FUNCTION_TIMEOUT, {self.function_timeout} s, because a"
+                f" message must not come again while it is being processed, got {self.queue_visibility_timeout}"
+            )
+        # The chain of times. A first attempt that has to connect must fit, and what SQS is told after it, or a function
+        # that looks healthy would give every message back for want of time.
+        needed = START_S + self.connect_timeout + self.attempt + SEND_BUDGET_S + VISIBILITY_BUDGET_S
         if needed > self.function_timeout:
             raise SettingsError(
                 f"FUNCTION_TIMEOUT: expected at least {needed:g} s (start {START_S:g} + connect {self.connect_timeout}"
                 f" + borrow {self.borrow_timeout} + statement {self.statement_timeout} + margin {MARGIN_S:g}"
-                f" + dead letters {SEND_BUDGET_S:g}), "
+                f" + dead letters {SEND_BUDGET_S:g} + visibility {VISIBILITY_BUDGET_S:g}), "
                 f"got {self.function_timeout}"
             )
 
 
-class _Reader:
+class Reader:
+    """Environment variables one by one; SettingsError says what was expected and what was there."""
+
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
 

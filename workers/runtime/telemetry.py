@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from workers.runtime.failures import Failure
+    from workers.runtime.invocation import Invocation
 
 NAMESPACE = "Spillway"
 
-#: Messages by what became of them. The first four are done; DeadLettered is done too; the rest went back to the queue.
+#: Messages by what became of them. The first four are done; DeadLettered is done too, whatever the reason; the rest
+#: went back to the queue.
 OUTCOME_METRICS: Mapping[str, str] = {
     "applied": "Applied",
     "duplicate": "Duplicate",
@@ -29,11 +31,15 @@ OUTCOME_METRICS: Mapping[str, str] = {
     "slow": "SlowGivenBack",
     "misconfigured": "MisconfiguredGivenBack",
     "unknown": "UnknownGivenBack",
+    "held": "HeldBack",
 }
 BATCH_SIZE = "BatchSize"
 WRITE_MILLISECONDS = "WriteMilliseconds"
 ISOLATIONS = "Isolations"
 REDELIVERED = "Redelivered"
+#: Reported only when there is something to report.
+BREAKER_OPEN = "BreakerOpen"
+DELAY_REFUSED = "DelayRefused"
 
 #: How much of an error's text a log line carries.
 MAX_ERROR_TEXT = 200
@@ -51,7 +57,7 @@ class Telemetry:
         self._metrics = Metrics(namespace=NAMESPACE, service=worker)
 
     def batch(
-        self, outcomes: Counter[str], *, size: int, write_ms: float, halvings: int, redelivered: int, request_id: str
+        self, outcomes: Counter[str], invocation: Invocation, *, size: int, redelivered: int, request_id: str
     ) -> None:
         """Report one finished batch of `size` messages."""
         self._metrics.add_metadata("request_id", request_id)
@@ -59,9 +65,11 @@ class Telemetry:
         for outcome, count in outcomes.items():
             add(name=OUTCOME_METRICS[outcome], unit=MetricUnit.Count, value=count)
         add(name=BATCH_SIZE, unit=MetricUnit.Count, value=size)
-        add(name=WRITE_MILLISECONDS, unit=MetricUnit.Milliseconds, value=round(write_ms, 3))
-        add(name=ISOLATIONS, unit=MetricUnit.Count, value=halvings)
+        add(name=WRITE_MILLISECONDS, unit=MetricUnit.Milliseconds, value=round(invocation.write_s * 1000, 3))
+        add(name=ISOLATIONS, unit=MetricUnit.Count, value=invocation.halvings)
         add(name=REDELIVERED, unit=MetricUnit.Count, value=redelivered)
+        if invocation.turned_away:
+            add(name=BREAKER_OPEN, unit=MetricUnit.Count, value=1)
         self._metrics.flush_metrics()
 
     def failed(self, failure: Failure, error: BaseException) -> None:
@@ -77,6 +85,15 @@ class Telemetry:
     def dead_letters_refused(self, messages: int, why: str) -> None:
         """Report poison that is still in its queue because the dead-letter queue did not take it."""
         self._logger.error("dead_letter_queue_refused", messages=messages, why=why)
+
+    def delays_refused(self, messages: int, why: str) -> None:
+        """Report messages that come back after their queue's visibility timeout, because theirs was not changed."""
+        self._metrics.add_metric(name=DELAY_REFUSED, unit=MetricUnit.Count, value=messages)
+        self._logger.warning("delay_refused", messages=messages, why=why)
+
+    def breaker(self, *, closed: bool) -> None:
+        """Report that this environment's breaker has opened or closed."""
+        self._logger.warning("breaker_closed" if closed else "breaker_open")
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -6,31 +6,45 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from workers.runtime.attempts import Attempts
+from workers.runtime.breaker import Breaker
 from workers.runtime.bulk import BulkBatchProcessor
+from workers.runtime.calls import Calls
 from workers.runtime.database import Database
 from workers.runtime.dead_letters import DeadLetterQueue
 from workers.runtime.envelope import EventDecoder
 from workers.runtime.settings import Settings
+from workers.runtime.sqs import Sqs
 from workers.runtime.telemetry import Telemetry
+from workers.runtime.visibility import Visibility
 from workers.runtime.writer import BatchWriter
 
 if TYPE_CHECKING:
-    from workers.runtime.writer import Store
+    from workers.runtime.calls import Store
 
 
-def build_processor(name: str, contract: Any, settings: Settings, store: Store) -> BulkBatchProcessor:
+def build_processor(
+    name: str,
+    contract: Any,
+    settings: Settings,
+    store: Store,
+    *,
+    sqs: Sqs | None = None,
+    breaker: Breaker | None = None,
+) -> BulkBatchProcessor:
     """The processor of worker `name`, which writes through the SQL function spillway.apply_<name>."""
-    writer = BatchWriter(
-        store,
-        statement(name),
-        attempt_s=settings.attempt,
-        connect_timeout_s=settings.connect_timeout,
+    sqs = sqs or Sqs()
+    calls = Calls(
+        store, attempt_s=settings.attempt, connect_timeout_s=settings.connect_timeout, breaker=breaker or Breaker()
     )
     return BulkBatchProcessor(
-        EventDecoder(contract),
-        writer,
-        DeadLetterQueue(settings.dead_letter_queue_url, name),
-        Telemetry(name),
+        decoder=EventDecoder(contract),
+        writer=BatchWriter(calls, statement(name)),
+        dead_letters=DeadLetterQueue(settings.dead_letter_queue_url, name, sqs),
+        telemetry=Telemetry(name),
+        visibility=Visibility(settings.queue_url, sqs, max_delay_s=settings.retry_max_delay),
+        attempts=Attempts(calls, name, survived_s=settings.survived),
+        breaker=calls.breaker,
         function_timeout_s=settings.function_timeout,
     )
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 
-from workers.runtime.failures import POLICIES, Failure, ResultMismatch, classify
+from workers.runtime.breaker import PROBE_ROWS
+from workers.runtime.failures import POLICIES, Failure, ResultMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from workers.runtime.calls import Calls
+    from workers.runtime.invocation import Invocation
+
+#: What an SQL function may say became of an event, and the message is done.
+DONE = frozenset({"applied", "duplicate", "stale", "rejected"})
+#: ... and it is not: dead-lettered (`invalid`, `gap`) or given back untouched (`held`).
+NOT_DONE = frozenset({"invalid", "gap", "held"})
 
 
 class Row(Protocol):
@@ -21,17 +29,6 @@ class Row(Protocol):
 
     @property
     def id(self) -> UUID: ...
-
-
-class Store(Protocol):
-    """What the writer needs of the database (workers.runtime.database.Database)."""
-
-    @property
-    def connected(self) -> bool: ...
-
-    def fetch(self, statement: str, parameter: bytes) -> list[tuple[Any, ...]]: ...
-
-    def discard(self) -> None: ...
 
 
 class Answer(NamedTuple):
@@ -49,92 +46,71 @@ class Written:
 
     answers: list[Any] = field(default_factory=list)  # tuples in the shape of Answer, as the driver made them
     given_back: dict[UUID, Failure] = field(default_factory=dict)
-    errors: list[tuple[Failure, BaseException]] = field(default_factory=list)
-    halvings: int = 0
 
 
 class BatchWriter:
     """Calls `statement` with batches and follows the failure table; raises nothing that a database can cause."""
 
-    def __init__(
-        self,
-        store: Store,
-        statement: str,
-        *,
-        attempt_s: float,
-        connect_timeout_s: float,
-        sleep: Callable[[float], None] = time.sleep,
-        rng: random.Random | None = None,
-    ) -> None:
-        self._store = store
+    def __init__(self, calls: Calls, statement: str) -> None:
+        self._calls = calls
         self._statement = statement
-        self._attempt_s = attempt_s
-        self._connect_timeout_s = connect_timeout_s
-        self._sleep = sleep
-        # Jitter, not secrecy: environments that failed together must not come back together.
-        self._rng = rng or random.Random()  # noqa: S311
         self._encode = msgspec.json.Encoder().encode
 
-    def write(self, rows: Sequence[Row], remaining_s: Callable[[], float]) -> Written:
-        """Write `rows` (distinct ids) within `remaining_s()` seconds; what could not be finished is given back."""
+    def write(self, rows: Sequence[Row], invocation: Invocation, groups: Mapping[UUID, str] | None = None) -> Written:
+        """Write `rows` (distinct ids, in order) in the time that `invocation` has; what is left is given back.
+
+        `groups`, event id -> FIFO group, keeps order where a batch has to be cut: behind a row that was not done, the
+        rest of its group is held.
+        """
         written = Written()
         pieces = [(rows, 0)] if rows else []
+        if len(rows) > PROBE_ROWS and not self._calls.breaker.closed:
+            pieces = [(rows[PROBE_ROWS:], 0), (rows[:PROBE_ROWS], 0)]
+        blocked: set[str] = set()
         while pieces:
             piece, depth = pieces.pop()
-            failure = self._write_piece(piece, written, remaining_s)
-            if failure is None:
+            if blocked:
+                piece = _hold(piece, blocked, groups or {}, written)
+                if not piece:
+                    continue
+            answers = self._calls.call(
+                self._statement, partial(self._encode, piece), invocation, partial(check_answers, piece)
+            )
+            if not isinstance(answers, Failure):
+                written.answers += answers
+                if groups:
+                    blocked |= {groups[answer[0]] for answer in answers if answer[1] in ("invalid", "held")}
                 continue
-            policy = POLICIES[failure]
-            if len(piece) > 1 and depth < policy.halvings and self._has_time(remaining_s):
-                written.halvings += 1
+            if len(piece) > 1 and depth < POLICIES[answers].halvings and self._calls.has_time(invocation):
+                invocation.halvings += 1
                 middle = len(piece) // 2
                 # The second half is put down first, so that records keep their order.
                 pieces += [(piece[middle:], depth + 1), (piece[:middle], depth + 1)]
                 continue
-            self._settle(piece, failure, written)
-            if policy.stop:
-                for left, _ in pieces:
-                    written.given_back.update((row.id, failure) for row in left)
-                break
+            _settle(piece, answers, invocation, written)
+            if groups:
+                blocked |= {groups[row.id] for row in piece}
         return written
 
-    def _write_piece(self, piece: Sequence[Row], written: Written, remaining_s: Callable[[], float]) -> Failure | None:
-        """Try one piece as often as its failures allow. None means that it was written and answered for."""
-        failure = Failure.SLOW  # what it is called when there is not even time for a first attempt
-        attempt = 0
-        while self._has_time(remaining_s):
-            attempt += 1
-            try:
-                answers = self._store.fetch(self._statement, self._encode(piece))
-                check_answers(piece, answers)
-            except Exception as error:  # classified at once; an unknown one is given back
-                failure = classify(error)
-                written.errors.append((failure, error))
-            else:
-                written.answers += answers
-                return None
-            policy = POLICIES[failure]
-            if policy.reconnect:
-                self._store.discard()
-            if attempt >= policy.attempts:
-                break
-            ceiling = min(policy.max_delay_s, policy.base_delay_s * 2 ** (attempt - 1))
-            self._sleep(self._rng.uniform(0, ceiling))
-        return failure
 
-    def _has_time(self, remaining_s: Callable[[], float]) -> bool:
-        needed = self._attempt_s + (0 if self._store.connected else self._connect_timeout_s)
-        return remaining_s() >= needed
-
-    @staticmethod
-    def _settle(piece: Sequence[Row], failure: Failure, written: Written) -> None:
-        """No more to be done for `piece`: a single message at fault is answered for, everything else is given back."""
-        error = written.errors[-1][1] if written.errors else None
-        if failure is Failure.POISON and len(piece) == 1:
-            sqlstate = getattr(error, "sqlstate", None)
-            written.answers.append(Answer(piece[0].id, "invalid", sqlstate, "refused by the database"))
+def _hold(piece: Sequence[Row], blocked: set[str], groups: Mapping[UUID, str], written: Written) -> list[Row]:
+    """Give back what of `piece` is in a blocked group; returns the rest."""
+    free = []
+    for row in piece:
+        if groups[row.id] in blocked:
+            written.given_back[row.id] = Failure.HELD
         else:
-            written.given_back.update((row.id, failure) for row in piece)
+            free.append(row)
+    return free
+
+
+def _settle(piece: Sequence[Row], failure: Failure, invocation: Invocation, written: Written) -> None:
+    """No more to be done for `piece`: a single message at fault is answered for, everything else is given back."""
+    if failure is Failure.POISON and len(piece) == 1:
+        sqlstate = getattr(invocation.errors[-1][1], "sqlstate", None)
+        written.answers.append(Answer(piece[0].id, "invalid", sqlstate, "refused by the database"))
+    else:
+        written.given_back.update((row.id, failure) for row in piece)
 
 
 def check_answers(rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> None:

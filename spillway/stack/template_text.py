@@ -1,4 +1,4 @@
-"""template.yaml as a test wants it: one worker's section with other numbers."""
+"""template.yaml with other numbers in a worker's section, as tests and benchmarks want it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from spillway.stack.template import TEMPLATE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Seconds for the function, and for the queue's visibility timeout, so that what failed soon comes again.
 _TIMEOUT = (r"(?<=\bTimeout: )\d+", r"(?<=FUNCTION_TIMEOUT: \")\d+")
 _VISIBILITY = (r"(?<=VisibilityTimeout: )\d+", r"(?<=QUEUE_VISIBILITY_TIMEOUT: \")\d+")
 _BATCH_SIZE = (r"(?<=BatchSize: )\d+",)
@@ -20,7 +19,7 @@ _BATCH_SIZE = (r"(?<=BatchSize: )\d+",)
 def changed_template(workers: Mapping[str, Mapping[str, int]]) -> str:
     """The template's text with `timeout`, `visibility` (both in seconds) and `batch_size` of some workers changed.
 
-    Raises AssertionError where a worker, or one of its numbers, is not found exactly once.
+    Raises ValueError where a worker, or one of its numbers, is not found exactly once.
     """
     text = TEMPLATE.read_text(encoding="utf-8")
     for worker, numbers in workers.items():
@@ -29,17 +28,15 @@ def changed_template(workers: Mapping[str, Mapping[str, int]]) -> str:
         for name, value in numbers.items():
             for pattern in {"timeout": _TIMEOUT, "visibility": _VISIBILITY, "batch_size": _BATCH_SIZE}[name]:
                 section, count = re.subn(pattern, str(value), section)
-                assert count == 1, f"{worker}: {pattern} was found {count} times"
+                if count != 1:
+                    raise ValueError(f"{worker}: expected {pattern} once, found it {count} times")
         text = text[:start] + section + text[end:]
     return text
 
 
 def _section(text: str, worker: str) -> tuple[int, int]:
     banners = [match.start() for match in re.finditer(r"^ *# ── ", text, re.MULTILINE)] + [len(text)]
-    found = [
-        (start, end)
-        for start, end in itertools.pairwise(banners)
-        if re.match(rf" *# ── {worker} ", text[start:])
-    ]
-    assert len(found) == 1, f"template.yaml has {len(found)} sections named {worker}"
+    found = [(start, end) for start, end in itertools.pairwise(banners) if re.match(rf" *# ── {worker} ", text[start:])]
+    if len(found) != 1:
+        raise ValueError(f"expected one section named {worker} in template.yaml, found {len(found)}")
     return found[0]
