@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,6 +147,13 @@ def describe(stack: LocalStack, console: Console) -> None:
         facts.append((f"{name} queue", stack.queue_urls[queue]))
         if dead:
             facts.append(("  dead letters", stack.queue_urls[dead]))
+    for schedule in stack.scheduled():
+        running = stack.schedules.get(schedule.logical_id)
+        if running is None or (next_at := running.stats.next_at) is None:
+            when = "not run here: only rate(...) is"
+        else:
+            when = f"first at {datetime.fromtimestamp(next_at).astimezone():%H:%M:%S}"
+        facts.append((stack.worker_of(schedule), f"{schedule.expression}, {when}"))
     facts.append(("PostgreSQL", stack.dsn))
     if stack.proxy is None:
         facts += [

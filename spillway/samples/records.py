@@ -58,8 +58,19 @@ def record(
 
 
 def events_of(queue: str, bodies: list[str]) -> dict[str, Any]:
-    """An SQS event of one record for each of `bodies`, from a standard queue."""
-    return {"Records": [record(body, index, queue=queue) for index, body in enumerate(bodies)]}
+    """An SQS event of one record for each of `bodies`; on a FIFO queue each is a group of its own."""
+    fifo = queue.endswith(".fifo")
+    return {
+        "Records": [
+            record(
+                body,
+                index,
+                queue=queue,
+                attributes=fifo_attributes(f"group-{index}", f"sent-{index}", index) if fifo else None,
+            )
+            for index, body in enumerate(bodies)
+        ]
+    }
 
 
 def fifo_events_of(queue: str, events: list[Event], received: int = 1) -> dict[str, Any]:

@@ -20,9 +20,21 @@ from spillway.stack.event_source import RECEIVERS, EventSourceMapping, MappingCo
 from spillway.stack.metrics import MetricStore
 from spillway.stack.postgres import PostgresServer
 from spillway.stack.queues import CreatedQueue, create_queues
-from spillway.stack.rds_proxy import Credentials, RdsProxyServer
+from spillway.stack.rds_proxy import MAX_CONNECTIONS, Credentials, RdsProxyServer
+from spillway.stack.scheduler import ScheduledFunction, rate_s, scheduled_event
 from spillway.stack.sqs_server import MinistackServer
-from spillway.stack.template import REGION, REPOSITORY, TEMPLATE, EventSource, Fleet, Function, resolve, translate
+from spillway.stack.template import (
+    ACCOUNT,
+    REGION,
+    REPOSITORY,
+    TEMPLATE,
+    EventSource,
+    Fleet,
+    Function,
+    FunctionSchedule,
+    resolve,
+    translate,
+)
 from workers.migrate.roles import LoginRole, ensure_roles
 from workers.migrate.runner import load, migrate
 
@@ -51,7 +63,8 @@ Route = Literal["proxy", "direct"]
 class StackOptions:
     """How a local stack is to be run. Ports None: any free one. `parameters` override template.yaml's.
 
-    `workers` are those to run, None for all; the others have their queues, and nobody who empties them.
+    `proxy_connections` is how many database connections the RDS Proxy may have. `workers` are those to run, None for
+    all; the others have their queues, and nobody who empties them. What runs on a schedule counts as a worker here.
     """
 
     route: Route = "proxy"
@@ -60,6 +73,7 @@ class StackOptions:
     sqs_port: int | None = None
     postgres_port: int | None = None
     proxy_port: int | None = None
+    proxy_connections: int = MAX_CONNECTIONS
     data_dir: Path | None = None
     durable: bool = True
     ramp: bool = True
@@ -81,6 +95,7 @@ class LocalStack:
         self._output_lock = threading.Lock()
         self.metrics = MetricStore()
         self.mappings: dict[str, EventSourceMapping] = {}
+        self.schedules: dict[str, ScheduledFunction] = {}
         self._queues: dict[str, CreatedQueue] = {}
         self.queue_urls: dict[str, str] = {}
         self.postgres: PostgresServer
@@ -140,9 +155,14 @@ class LocalStack:
             )
             mapping.start()
             self.mappings[source.logical_id] = mapping
+        for schedule in self.scheduled():
+            self._start_schedule(schedule)
 
     def stop(self, *, drain_s: float = 10.0) -> None:
         """Stop receiving, let running invocations end for `drain_s` seconds, give back what is left, end everything."""
+        for schedule in self.schedules.values():
+            schedule.stop(timeout_s=drain_s)
+        self.schedules.clear()
         for mapping in self.mappings.values():
             mapping.stop(drain=False, timeout_s=drain_s)
         self.mappings.clear()
@@ -182,8 +202,8 @@ class LocalStack:
             for source in self._sources()
         }
 
-    def worker_of(self, source: EventSource) -> str:
-        """The worker that `source` feeds: the folder its handler is in."""
+    def worker_of(self, source: EventSource | FunctionSchedule) -> str:
+        """The worker that `source` feeds, or that a schedule runs: the folder its handler is in."""
         return self.fleet.functions[source.function].handler.split(".")[1]
 
     def mapping_of(self, worker: str) -> EventSourceMapping:
@@ -193,6 +213,26 @@ class LocalStack:
     def _sources(self) -> list[EventSource]:
         wanted = self._options.workers
         return [source for source in self.fleet.mappings if wanted is None or self.worker_of(source) in wanted]
+
+    def scheduled(self) -> list[FunctionSchedule]:
+        """The schedules of the workers that are to run; those in `schedules` do, under the same logical ids."""
+        wanted = self._options.workers
+        return [one for one in self.fleet.schedules if wanted is None or self.worker_of(one) in wanted]
+
+    def _start_schedule(self, schedule: FunctionSchedule) -> None:
+        period_s = rate_s(schedule.expression)
+        if period_s is None:
+            return  # a cron expression; see scheduler.py
+        name, text = self.worker_of(schedule), schedule.input
+        region = self.client.meta.region_name
+
+        def payload() -> bytes:
+            return text.encode() if text is not None else scheduled_event(schedule.logical_id, region, ACCOUNT)
+
+        function = self.fleet.functions[schedule.function]
+        scheduled = ScheduledFunction(name, period_s, partial(self._environment, function), payload)
+        scheduled.start()
+        self.schedules[schedule.logical_id] = scheduled
 
     def check_alive(self) -> None:
         """Raise StackError if a server of the stack has died."""
@@ -276,6 +316,7 @@ class LocalStack:
             borrow_timeout_s=float(self.fleet.parameters["DatabaseBorrowTimeout"]),
             log_file=self.log_dir / "rdsproxy.log",
             port=self._options.proxy_port,
+            max_connections=self._options.proxy_connections,
         )
         self.proxy.start()
 

@@ -85,6 +85,8 @@ def take(stack: LocalStack, admin: psycopg.Connection[tuple[Any, ...]]) -> Snaps
 
     stats = stack.stats()
     errors = [one.last_error for one in stats if one.last_error and not one.healthy]
+    # As long as the last run is the one that failed.
+    errors += [error for one in stack.schedules.values() if (error := one.stats.last_error)]
     queues = {}
     for name, (queue, dead) in stack.workers().items():
         try:

@@ -83,12 +83,27 @@ class EventSource:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionSchedule:
+    """One function that EventBridge invokes by the clock (an AWS::Events::Rule or an AWS::Scheduler::Schedule).
+
+    `function` is a logical id. `expression` is as EventBridge takes it, `input` the JSON text that the function gets;
+    None where that is EventBridge's own event.
+    """
+
+    logical_id: str
+    function: str
+    expression: str
+    input: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """Everything of one template that the local stack runs."""
 
     queues: dict[str, Queue]
     functions: dict[str, Function]
     mappings: list[EventSource]
+    schedules: list[FunctionSchedule]
     template: dict[str, Any]
     parameters: dict[str, Any]
 
@@ -165,7 +180,7 @@ def resolve(template: dict[str, Any], overrides: Mapping[str, Any]) -> Fleet:
         template, parameters, lambda logical_id, _: logical_id if logical_id in resources else None
     ).resolve
 
-    queues, functions, mappings = {}, {}, []
+    queues, functions, mappings, schedules = {}, {}, [], []
     for logical_id, resource in resources.items():
         properties = resource.get("Properties", {})
         match resource["Type"]:
@@ -177,7 +192,11 @@ def resolve(template: dict[str, Any], overrides: Mapping[str, Any]) -> Fleet:
                 functions[logical_id] = _function(logical_id, rest, environment)
             case "AWS::Lambda::EventSourceMapping":
                 mappings.append(_mapping(logical_id, value_of(properties)))
-    return Fleet(queues, functions, mappings, template, parameters)
+            case "AWS::Events::Rule" | "AWS::Scheduler::Schedule":
+                schedules += _schedules(logical_id, value_of(properties))
+    # A rule may have other targets, too.
+    schedules = [one for one in schedules if one.function in functions]
+    return Fleet(queues, functions, mappings, schedules, template, parameters)
 
 
 def _parameters(template: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,3 +278,12 @@ def _mapping(logical_id: str, properties: dict[str, Any]) -> EventSource:
         int(scaling["MaximumConcurrency"]) if "MaximumConcurrency" in scaling else None,
         "ReportBatchItemFailures" in properties.get("FunctionResponseTypes", []),
     )
+
+
+def _schedules(logical_id: str, properties: dict[str, Any]) -> list[FunctionSchedule]:
+    """Those of one rule or schedule that is enabled; none of a rule that waits for events."""
+    expression = properties.get("ScheduleExpression")
+    if expression is None or properties.get("State") == "DISABLED":
+        return []
+    targets = properties["Targets"] if "Targets" in properties else [properties["Target"]]
+    return [FunctionSchedule(logical_id, target["Arn"], expression, target.get("Input")) for target in targets]
