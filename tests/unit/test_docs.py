@@ -64,7 +64,7 @@ def test_every_class_of_failure_and_reason_is_explained() -> None:
         row = re.search(rf"^\| {failure.value} \|.*\| (.+) \|$", OUTCOMES, re.MULTILINE)
         assert row, failure
         if failure is not Failure.HELD:
-            assert row[1] == f"{policy.delay_s:g}, {policy.max_delay_s:g}", failure
+            assert row[1] == f"{policy.delay_s:g} s, x {policy.growth:g}", failure
     for reason in Reason:
         assert f"`{reason.value}`" in OUTCOMES
 

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from spillway.stack.template import load_fleet
 from workers.runtime.failures import POLICIES, Failure, Poison, Reason, ResultMismatch, classify
 
 
@@ -174,3 +175,21 @@ def test_the_longer_a_failure_lasts_by_nature_the_longer_its_delays() -> None:
     }
     for policy in POLICIES.values():
         assert policy.delay_s < policy.max_delay_s <= 900
+        assert policy.growth > 1
+
+
+def test_no_outage_uses_up_the_receives_of_a_good_message() -> None:
+    """SQS dead-letters what was received maxReceiveCount times, so that must take longer than the queue keeps it."""
+    fleet = load_fleet({"DatabaseHost": "proxy.example"})
+    cap_s = fleet.parameters["RetryMaxDelay"]
+    queues = [fleet.queues[source.queue] for source in fleet.mappings]
+    assert queues
+    for queue in queues:
+        for failure, policy in POLICIES.items():
+            # Full jitter: half the bound on average. A held message waits as long as the one that holds it.
+            means = [
+                min(cap_s, policy.max_delay_s, policy.delay_s * policy.growth ** min(receive, 40)) / 2
+                for receive in range(queue.max_receive_count or 0)
+            ]
+            if failure is not Failure.HELD:
+                assert sum(means) > int(queue.attributes["MessageRetentionPeriod"]), (queue.name, failure)

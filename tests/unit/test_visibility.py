@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import threading
@@ -63,14 +64,14 @@ def given_back(count: int, failure: Failure = Failure.SATURATED, receives: int =
 
 @pytest.mark.parametrize("failure", [failure for failure in Failure if failure is not Failure.HELD])
 @pytest.mark.parametrize("receives", [1, 2, 3, 5, 12, 1_000])
-def test_full_jitter_between_a_second_and_a_ceiling_that_doubles_with_each_receive(
+def test_full_jitter_between_a_second_and_a_ceiling_that_grows_with_each_receive(
     failure: Failure, receives: int
 ) -> None:
     policy = POLICIES[failure]
     delays = visibility().delays(given_back(4_000, failure, receives))
-    ceiling = min(900, policy.max_delay_s, policy.delay_s * 2 ** min(receives - 1, 20))
+    ceiling = min(900, policy.max_delay_s, policy.delay_s * policy.growth ** min(receives - 1, 40))
     assert min(delays) >= 1
-    assert max(delays) <= ceiling
+    assert max(delays) <= math.ceil(ceiling)
     if ceiling >= 5:
         assert max(delays) > 0.9 * ceiling
         assert min(delays) < 1 + 0.1 * ceiling

@@ -62,8 +62,12 @@ class Policy:
     reconnect: the connection is thrown away first.
     halvings: how often a piece may be cut in two to keep a failure from its neighbours.
     stop: nothing else is written in this invocation.
-    delay_s, max_delay_s: bounds of the full-jitter exponential delay after which a message that was given back may be
-    received again (visibility.py; RETRY_MAX_DELAY bounds it too).
+    delay_s, growth, max_delay_s: the full-jitter exponential delay after which a message that was given back may be
+    received again: first bound, factor by receive, and last bound (visibility.py; RETRY_MAX_DELAY bounds it too).
+
+    The last bound is 15 minutes because every receive counts: at 7.5 minutes on average a queue's maxReceiveCount of
+    1000 lasts 5 days, which is longer than the queue keeps a message. A bound of a minute would have let SQS
+    dead-letter good messages in an outage of 8 hours.
     """
 
     attempts: int = 1
@@ -73,24 +77,26 @@ class Policy:
     halvings: int = 0
     stop: bool = False
     delay_s: float
-    max_delay_s: float
+    growth: float = 2.0
+    max_delay_s: float = 900.0
 
 
 POLICIES: dict[Failure, Policy] = {
     # Down to the single message at fault: 14 halvings take the largest batch (10,000) apart. Given back is only poison
     # that the dead-letter queue refused.
-    Failure.POISON: Policy(halvings=14, delay_s=10, max_delay_s=300),
-    Failure.CONFLICT: Policy(attempts=4, delay_s=1, max_delay_s=60),
-    # A failover or restart takes seconds; the time left decides, the count only ends a hopeless hammering. The delay's
-    # bound is how long a message may still wait when the database is back.
+    Failure.POISON: Policy(halvings=14, delay_s=10),
+    Failure.CONFLICT: Policy(attempts=4, delay_s=1),
+    # A failover or restart takes seconds; the time left decides, the count only ends a hopeless hammering. The delay
+    # grows slowly, because it is how long a message may still wait when the database is back.
     Failure.UNAVAILABLE: Policy(
-        attempts=8, pause_s=0.1, max_pause_s=2.0, reconnect=True, stop=True, delay_s=5, max_delay_s=120
+        attempts=8, pause_s=0.1, max_pause_s=2.0, reconnect=True, stop=True, delay_s=5, growth=1.4
     ),
-    # A retry would queue for the same connections again and make it worse.
-    Failure.SATURATED: Policy(reconnect=True, stop=True, delay_s=15, max_delay_s=300),
-    Failure.SLOW: Policy(halvings=2, delay_s=5, max_delay_s=300),
-    Failure.MISCONFIGURED: Policy(reconnect=True, stop=True, delay_s=60, max_delay_s=900),
-    Failure.UNKNOWN: Policy(reconnect=True, delay_s=10, max_delay_s=900),
+    # A retry would queue for the same connections again and make it worse. With a growth of 2 the backlog of a minute's
+    # overload took twice as long to drain as with 1.4, at the same billed time (bench/saturation.py, simulated).
+    Failure.SATURATED: Policy(reconnect=True, stop=True, delay_s=15, growth=1.4),
+    Failure.SLOW: Policy(halvings=2, delay_s=5),
+    Failure.MISCONFIGURED: Policy(reconnect=True, stop=True, delay_s=60),
+    Failure.UNKNOWN: Policy(reconnect=True, delay_s=10),
     # Behind a message of its FIFO group that was given back, and received again together with it. Alone this delay
     # counts only behind a dead letter, when there is nothing to wait for.
     Failure.HELD: Policy(delay_s=1, max_delay_s=10),

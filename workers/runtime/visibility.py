@@ -123,7 +123,7 @@ class Visibility:
     def _draw(self, record: Record, failure: Failure, most: int) -> int:
         policy = POLICIES[failure]
         # The exponent is bounded because a float's range is.
-        ceiling = min(most, policy.max_delay_s, policy.delay_s * 2 ** min(receive_count(record) - 1, 20))
+        ceiling = min(most, policy.max_delay_s, policy.delay_s * policy.growth ** min(receive_count(record) - 1, 40))
         # At least a second: zero would bring it back before this invocation's answer is read.
         return max(1, round(self._rng.uniform(0, ceiling)))
 
