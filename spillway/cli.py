@@ -13,6 +13,7 @@ import typer
 from spillway.commands.demo import demo
 from spillway.commands.generate import generate
 from spillway.commands.migrate import migrate
+from spillway.commands.new import app as new
 from spillway.commands.pins import pins
 from spillway.commands.rdsproxy import app as rdsproxy
 from spillway.commands.send import send
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (demo, up, send, status, migrate, generate, pins):
     app.command()(command)
 app.add_typer(rdsproxy, name="rdsproxy")
+app.add_typer(new, name="new")
 
 
 def main() -> NoReturn:

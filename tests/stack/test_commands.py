@@ -17,6 +17,7 @@ import boto3
 import psycopg
 import pytest
 
+from spillway.contracts import CONTRACTS
 from spillway.histories.orders import generate
 from spillway.stack.postgres import _installation
 from tests.stack.commands import CommandLine, command_line, until
@@ -151,7 +152,7 @@ def test_up_serves_other_terminals(cli: CommandLine, tmp_path: Path) -> None:
         return document
 
     until(lambda: status()["done"] == 200, "200 events to be done")
-    assert status()["queues"] == {"orders": {"waiting": 0, "in_flight": 0, "dead": 0}}
+    assert status()["queues"] == {worker: {"waiting": 0, "in_flight": 0, "dead": 0} for worker in CONTRACTS}
     use = status()["proxy"]
     assert isinstance(use, dict)
     assert use["client_connections"] > 0
