@@ -30,7 +30,7 @@ up: $(VENV)/.local-installed ## Keep the local stack running in the foreground
 	@$(BIN)/spillway up
 
 .PHONY: test
-test: lint unit template integration stack ## Run every check and test
+test: lint unit template integration stack chaos-short ## Run every check and test
 
 .PHONY: lint
 lint: $(VENV)/.dev-installed ## Check style, types, generated files, and that no SQL pins
@@ -60,11 +60,30 @@ integration: $(VENV)/.dev-installed ## Run the tests on PostgreSQL
 stack: $(VENV)/.dev-installed ## Run the tests on the whole local stack
 	$(PYTEST) $(PARALLEL) tests/stack
 
+.PHONY: chaos-short
+chaos-short: $(VENV)/.dev-installed ## Run the short part of the chaos suite, the same faults every time (about a minute)
+	$(PYTEST) tests/chaos
+
+CHAOS ?= --runs 200 --parallel 4 --minutes 30
+
+.PHONY: chaos
+chaos: $(VENV)/.dev-installed ## Run the chaos suite (half an hour; CHAOS='--seed 7 --run 12' makes one run again)
+	$(BIN)/python -m tests.chaos $(CHAOS)
+
+.PHONY: chaos-mutants
+chaos-mutants: $(VENV)/.dev-installed ## Take the safeguards out one by one: the chaos suite must notice (10 minutes)
+	$(BIN)/python -m tests.chaos.mutants
+
 .PHONY: bench
-bench: $(VENV)/.dev-installed ## Run the benchmarks (about 10 minutes)
+bench: $(VENV)/.dev-installed ## Run the benchmarks (about 40 minutes)
 	$(BIN)/python -m bench.write_path
 	$(BIN)/python -m bench.cold_start
 	$(BIN)/python -m bench.stack
+	$(BIN)/python -m bench.poison
+	$(BIN)/python -m bench.inventory
+	$(BIN)/python -m bench.audit
+	$(BIN)/python -m bench.saturation
+	$(BIN)/python -m bench.recovery
 	$(BIN)/python -m bench.rdsproxy
 
 .PHONY: generate

@@ -89,6 +89,7 @@ class AuditHistory(History):
     """A history of audit events. `prefix` starts all of its streams, and nobody else's."""
 
     worker = "audit"
+    claims = "audit_events"
     poison = POISON
 
     def __init__(self, messages: list[Message], prefix: str) -> None:

@@ -35,6 +35,8 @@ class History(ABC):
     """Messages in the order in which they are sent. Each worker's subclass knows what must become of them."""
 
     worker: ClassVar[str]
+    #: Its table of claimed event ids, in the schema spillway.
+    claims: ClassVar[str]
     poison: ClassVar[Mapping[str, Poison]]
 
     def __init__(self, messages: list[Message]) -> None:

@@ -77,6 +77,7 @@ class InventoryHistory(History):
     """A history of stock movements. `tag` starts all of its SKUs and documents, and nobody else's."""
 
     worker = "inventory"
+    claims = "inventory_events"
     poison = POISON
 
     def __init__(self, messages: list[Message], tag: str) -> None:

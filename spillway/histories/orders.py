@@ -74,6 +74,7 @@ class OrdersHistory(History):
     """A history of orders; `expected` is what must become of it."""
 
     worker = "orders"
+    claims = "order_events"
     poison = POISON
 
     @cached_property

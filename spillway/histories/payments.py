@@ -45,6 +45,7 @@ class PaymentsHistory(History):
     """A history of payments. All its accounts' names begin with `prefix`, those of its poison, too."""
 
     worker = "payments"
+    claims = "payment_events"
     poison = POISON
 
     def __init__(self, messages: list[Message], prefix: str) -> None:
