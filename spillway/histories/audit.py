@@ -17,11 +17,8 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from spillway.histories.audit_poison import POISON
-from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, stamp
-from spillway.histories.poison import json_of
+from spillway.histories.base import VALID, History, Message, deliver, event_id, shares, stamp
 
-#: How far apart, in messages, two neighbours may end up: about what a standard queue does under load.
-_SHUFFLE = 60
 #: A duplicate comes at most this many messages after the first one.
 _DUPLICATE_GAP = 2_000
 #: Zipf's exponent and shift for how much is going on in a stream: a few hot ones, a long tail.
@@ -181,26 +178,13 @@ def generate(
     database need a `seed` or a `prefix` of their streams each.
     Raises ValueError for shares that do not fit.
     """
-    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
-        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
-    broken, repeated = round(events * poison), round(events * duplicates)
-    valid = events - broken - repeated
-    if repeated and not valid:
-        raise ValueError("Expected at least one valid event to repeat")
+    valid, repeated, broken = shares(events, duplicates, poison)
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     prefix = f"tenant-{seed & 0xFFFFFFFF:x}-" if prefix is None else prefix
     streams = streams or max(1, events // 20)
-    placed: list[tuple[float, Message]] = []
-    for position, event in enumerate(_Firm(rng, streams, prefix).events(valid)):
-        placed.append((position + rng.random() * _SHUFFLE, Message(json_of(event), VALID)))
-    for first, message in pick(rng, placed, repeated):
-        placed.append((first + rng.random() * _DUPLICATE_GAP, Message(message.body, DUPLICATE)))
-    kinds = sorted(POISON, key=lambda _: rng.random())
-    for number, event in enumerate(_Firm(rng, streams, f"{prefix}broken-").events(broken)):
-        kind = kinds[number % len(kinds)]
-        placed.append((rng.random() * (valid + _SHUFFLE), Message(POISON[kind].breaks(event, rng), kind)))
-    placed.sort(key=lambda entry: entry[0])
-    return AuditHistory([message for _, message in placed], prefix)
+    done = _Firm(rng, streams, prefix).events(valid)
+    spoilt = _Firm(rng, streams, f"{prefix}broken-").events(broken)
+    return AuditHistory(deliver(rng, done, repeated, spoilt, POISON, duplicate_gap=_DUPLICATE_GAP), prefix)
 
 
 class _Firm:

@@ -10,14 +10,16 @@ from uuid import UUID
 
 import msgspec
 
+from spillway.histories.poison import json_of
+
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from psycopg import Connection
 
-    from spillway.histories.poison import Poison
+    from spillway.histories.poison import Event, Poison
 
 VALID = "valid"
 DUPLICATE = "duplicate"
@@ -79,6 +81,56 @@ def _id_of(body: str) -> UUID:
 
 
 # What the generators share.
+
+#: How far apart, in messages, two neighbours of a standard queue may end up: about what it does under load.
+SHUFFLE = 60
+
+
+class Shares(NamedTuple):
+    """How many messages of a history are of which kind."""
+
+    valid: int
+    repeated: int
+    broken: int
+
+
+def shares(events: int, duplicates: float, poison: float) -> Shares:
+    """Of `events` messages, the shares `duplicates` and `poison`. Raises ValueError for what does not fit."""
+    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
+        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
+    broken, repeated = round(events * poison), round(events * duplicates)
+    valid = events - broken - repeated
+    if repeated and not valid:
+        raise ValueError("Expected at least one valid event to repeat")
+    return Shares(valid, repeated, broken)
+
+
+def deliver(
+    rng: random.Random,
+    valid: Iterable[Event],
+    repeated: int,
+    broken: Iterable[Event],
+    kinds: Mapping[str, Poison],
+    *,
+    duplicate_gap: int,
+) -> list[Message]:
+    """Events as a standard queue delivers them: a bit out of order, `repeated` of them again, broken ones among them.
+
+    A repeat comes at most `duplicate_gap` messages after the first. `broken` are valid events to be broken, in all of
+    `kinds` equally often.
+    """
+    placed: list[tuple[float, Message]] = []
+    for position, event in enumerate(valid):
+        placed.append((position + rng.random() * SHUFFLE, Message(json_of(event), VALID)))
+    length = len(placed)
+    for first, message in pick(rng, placed, repeated):
+        placed.append((first + rng.random() * duplicate_gap, Message(message.body, DUPLICATE)))
+    names = sorted(kinds, key=lambda _: rng.random())
+    for number, event in enumerate(broken):
+        name = names[number % len(names)]
+        placed.append((rng.random() * (length + SHUFFLE), Message(kinds[name].breaks(event, rng), name)))
+    placed.sort(key=lambda entry: entry[0])
+    return [message for _, message in placed]
 
 
 def pick(rng: random.Random, placed: list[tuple[float, Message]], count: int) -> Iterator[tuple[float, Message]]:

@@ -17,16 +17,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import msgspec
 from psycopg import Connection
 
-from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, stamp
+from spillway.histories.base import VALID, History, Message, deliver, event_id, shares, stamp
 from spillway.histories.inventory_poison import POISON
 from workers.inventory.contract import InventoryEvent, StockReceived, StockReleased, StockReserved
 from workers.runtime.envelope import EventDecoder
 
-#: How far apart, in messages, two neighbours may end up: about what a standard queue does under load.
-_SHUFFLE = 60
 #: A duplicate comes at most this many messages after the first one.
 _DUPLICATE_GAP = 2_000
 #: Shares of the events.
@@ -289,26 +286,12 @@ def generate(
     equally often. The movements are about `skus` SKUs, a few of them in demand beyond what comes in. All keys come from
     the seed, so histories of several seeds can share a database. Raises ValueError for shares that do not fit.
     """
-    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
-        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
-    broken, repeated = round(events * poison), round(events * duplicates)
-    valid = events - broken - repeated
-    if repeated and not valid:
-        raise ValueError("Expected at least one valid event to repeat")
+    valid, repeated, broken = shares(events, duplicates, poison)
     rng = random.Random(f"inventory {seed}")  # noqa: S311 - reproducible on purpose
     tag = f"{seed % 2**64:x}-"
-    placed: list[tuple[float, Message]] = []
-    for position, event in enumerate(_Warehouse(rng, tag, skus).movements(valid)):
-        place = position + rng.random() * _SHUFFLE
-        placed.append((place, Message(msgspec.json.encode(event).decode(), VALID)))
-    for first, message in pick(rng, placed, repeated):
-        placed.append((first + rng.random() * _DUPLICATE_GAP, Message(message.body, DUPLICATE)))
-    kinds = sorted(POISON, key=lambda _: rng.random())
-    for number, event in enumerate(_Warehouse(rng, f"{tag}broken-", skus).openings(broken)):
-        kind = kinds[number % len(kinds)]
-        placed.append((rng.random() * (valid + _SHUFFLE), Message(POISON[kind].breaks(event, rng), kind)))
-    placed.sort(key=lambda entry: entry[0])
-    return InventoryHistory([message for _, message in placed], tag)
+    moved = _Warehouse(rng, tag, skus).movements(valid)
+    spoilt = _Warehouse(rng, f"{tag}broken-", skus).openings(broken)
+    return InventoryHistory(deliver(rng, moved, repeated, spoilt, POISON, duplicate_gap=_DUPLICATE_GAP), tag)
 
 
 class _Warehouse:

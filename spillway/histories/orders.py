@@ -15,13 +15,11 @@ import msgspec
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, stamp
+from spillway.histories.base import DUPLICATE, VALID, History, deliver, event_id, shares, stamp
 from spillway.histories.orders_poison import POISON
 from workers.orders.contract import CancelledOrder, Item, OrderCancelled, OrderEvent, OrderPlaced, UpdatedOrder
 from workers.runtime.envelope import EventDecoder
 
-#: How far apart, in messages, two neighbours may end up: about what a standard queue does under load.
-_SHUFFLE = 60
 #: A duplicate comes at most this many messages after the first one.
 _DUPLICATE_GAP = 2_000
 #: Events that carry a version some other event of their order has, too: the event id decides.
@@ -158,26 +156,11 @@ def generate(
     Histories that share a database need a `prefix` each for their order ids.
     Raises ValueError for shares that do not fit.
     """
-    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
-        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
-    broken, repeated = round(events * poison), round(events * duplicates)
-    valid = events - broken - repeated
-    if repeated and not valid:
-        raise ValueError("Expected at least one valid event to repeat")
+    valid, repeated, broken = shares(events, duplicates, poison)
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     shop = _Shop(rng, orders or max(1, events // 4), prefix)
-    placed: list[tuple[float, Message]] = []
-    for position, event in enumerate(shop.changes(valid)):
-        place = position + rng.random() * _SHUFFLE
-        placed.append((place, Message(msgspec.json.encode(event).decode(), VALID)))
-    for first, message in pick(rng, placed, repeated):
-        placed.append((first + rng.random() * _DUPLICATE_GAP, Message(message.body, DUPLICATE)))
-    kinds = sorted(POISON, key=lambda _: rng.random())
-    for number, event in enumerate(shop.changes(broken)):
-        kind = kinds[number % len(kinds)]
-        placed.append((rng.random() * (valid + _SHUFFLE), Message(POISON[kind].breaks(event, rng), kind)))
-    placed.sort(key=lambda entry: entry[0])
-    return OrdersHistory([message for _, message in placed])
+    messages = deliver(rng, shop.changes(valid), repeated, shop.changes(broken), POISON, duplicate_gap=_DUPLICATE_GAP)
+    return OrdersHistory(messages)
 
 
 class _Shop:

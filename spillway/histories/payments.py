@@ -19,7 +19,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, stamp
+from spillway.histories.base import DUPLICATE, VALID, History, Message, event_id, pick, shares, stamp
 from spillway.histories.payments_bank import UNOPENED, AccountState, Bank, available
 from spillway.histories.payments_poison import POISON
 from spillway.histories.payments_tables import Found
@@ -160,12 +160,7 @@ def generate(
     messages. `prefix`, by default made of the seed, begins all names: histories that share a database need one each.
     Raises ValueError for shares that do not fit.
     """
-    if events < 0 or duplicates < 0 or poison < 0 or duplicates + poison > 1:
-        raise ValueError("Expected events >= 0 and shares of duplicates and poison that add up to at most 1")
-    broken, repeated = round(events * poison), round(events * duplicates)
-    valid = events - broken - repeated
-    if repeated and not valid:
-        raise ValueError("Expected at least one valid event to repeat")
+    valid, repeated, broken = shares(events, duplicates, poison)
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     prefix = f"{seed}-" if prefix is None else prefix
     customers = _Customers(rng, accounts or max(2, events // 20), prefix)
