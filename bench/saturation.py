@@ -173,14 +173,14 @@ def run(handler: str, directory: Path, seconds: float) -> Run:
         proxy_connections=POOL,
         parameters={"OrdersMaximumConcurrency": CONCURRENCY, "DatabaseBorrowTimeout": BORROW_TIMEOUT_S},
     )
-    below = generate(round(CAPACITY / 2 * seconds / 2), seed=1, poison=0, duplicates=0, prefix="below").messages
-    above = generate(round(CAPACITY * OVERLOAD * seconds), seed=2, poison=0, duplicates=0, prefix="above").messages
+    below = _messages(1, CAPACITY / 2 * seconds / 3)
+    above = _messages(2, CAPACITY * OVERLOAD * seconds)
     with Processes() as processes:
         stack = LocalStack(processes, options)
         stack.start()
         try:
             load = Load(stack, worker)
-            warm_up = generate(20 * BATCH, seed=3, poison=0, duplicates=0, prefix="warm").messages
+            warm_up = _messages(3, 10 * BATCH)
             load.offer(warm_up, CAPACITY / 2)
             load.drain(len(warm_up))
             applied, billed, started = load.applied(), load.billed_s(), time.monotonic()
@@ -206,6 +206,12 @@ def run(handler: str, directory: Path, seconds: float) -> Run:
         finally:
             stack.stop()
     return result
+
+
+def _messages(seed: int, count: float) -> list[Message]:
+    """Events about an order each, or nearly: batches that wait for each other's rows would be another question."""
+    events = round(count)
+    return generate(events, seed=seed, poison=0, duplicates=0, orders=50 * events, prefix=f"ord-{seed}").messages
 
 
 def main() -> None:
