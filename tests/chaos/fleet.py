@@ -29,7 +29,7 @@ from spillway.stack.sqs_server import MinistackServer
 from spillway.stack.template import REGION, REPOSITORY
 from spillway.stack.template_text import changed_template
 from tests.chaos.histories import CLAIMS, workers_with_histories
-from tests.chaos.hooks import ENVIRONMENT, Hooks
+from tests.chaos.hooks import ENVIRONMENT, Hooks, wait_until
 from tests.chaos.sqs_faults import SqsFaults
 from workers.runtime.dead_letters import own_attributes
 
@@ -55,6 +55,8 @@ CONCURRENCY = 2
 #: Three batches at once are the fewest that deadlock when locks are taken in any order.
 MORE_CONCURRENCY = {"inventory": 3}
 RETRY_MAX_DELAY_S = 2
+#: How long the proxy may take to start while its database comes up again.
+PROXY_START_S = 20.0
 
 
 #: Below the ports that other servers of local stacks choose from: none of them may come up in the place of a proxy that
@@ -277,7 +279,14 @@ class Fleet:
             os.kill(self.proxy.pid, signal.SIGKILL)
         self.proxy.stop()
         self.proxy._credentials = credentials or self.stack._function_credentials()
-        self.proxy.start()
+        # The emulator looks at its database when it starts, which another fault may just have crashed.
+        if not wait_until(self._start_proxy, PROXY_START_S):
+            raise AssertionError(f"The RDS Proxy did not start:\n{self.proxy.log_tail()}")
+
+    def _start_proxy(self) -> bool:
+        with suppress(StackError):
+            self.proxy.start()
+        return self.proxy.running
 
     @property
     def pins(self) -> int:

@@ -91,8 +91,8 @@ POLICIES: dict[Failure, Policy] = {
     Failure.UNAVAILABLE: Policy(
         attempts=8, pause_s=0.1, max_pause_s=2.0, reconnect=True, stop=True, delay_s=5, growth=1.4
     ),
-    # A retry would queue for the same connections again and make it worse. With a growth of 2 the backlog of a minute's
-    # overload took twice as long to drain as with 1.4, at the same billed time (bench/saturation.py, simulated).
+    # A retry would queue for the same connections again and make it worse. The delay grows slowly, because a backlog
+    # drains no faster than its last messages come back.
     Failure.SATURATED: Policy(reconnect=True, stop=True, delay_s=15, growth=1.4),
     Failure.SLOW: Policy(halvings=2, delay_s=5),
     Failure.MISCONFIGURED: Policy(reconnect=True, stop=True, delay_s=60),
