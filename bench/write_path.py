@@ -282,7 +282,7 @@ def peak_memory(database: BenchDatabase, rounds: Rounds) -> dict[str, float]:
         "DATABASE_CONNECT_TIMEOUT": 5,
         "DATABASE_BORROW_TIMEOUT": 0,
         "DATABASE_STATEMENT_TIMEOUT": 20,
-        "FUNCTION_TIMEOUT": 30,
+        "FUNCTION_TIMEOUT": 35,
         "AWS_REGION": "us-east-1",
     }
     payload = b"\n".join(events.event(batch) for batch in (rounds.records * 3)[:3])
