@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: So many violated runs end the suite: more would say nothing new.
 ENOUGH = 10
 
+#: The share of runs that may go without one of their faults; a run of its own may not.
+MAY_MISS = 0.05
+
 
 def say(text: str) -> None:
     """A line on standard output, at once."""
@@ -99,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(summary(reports, seed, took_s))
     if options.markdown:
         options.markdown.write_text(markdown(reports, seed, took_s), encoding="utf-8")
-    return 1 if broken or not reports or any(one.violations or not one.happened for one in reports) else 0
+    # Among many runs a few do not meet all of their faults, however often they are made: said, and not counted.
+    missing = sum(not one.happened for one in reports)
+    violated = any(one.violations for one in reports)
+    return 1 if broken or not reports or violated or missing > len(reports) * MAY_MISS else 0
 
 
 def _line(report: Report) -> str:
