@@ -108,7 +108,7 @@ MUTANTS = (
         " FROM (SELECT count(pg_advisory_xact_lock(lock_class, u)) FROM unnest(stripes) AS u) AS locks,",
         "slow commits",
         "inventory",
-        runs=10,
+        runs=40,
         quick=False,
     ),
     Mutant(
