@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from spillway.stack.snapshot import depth
@@ -24,8 +25,9 @@ class _OfQueues(Fault):
     def __init__(self) -> None:
         self.injected: list[sqs_faults.Fault] = []
 
+    @abstractmethod
     def inject(self, strike: Strike) -> list[sqs_faults.Fault]:
-        raise NotImplementedError
+        """Start the faults."""
 
     def meanwhile(self, strike: Strike) -> None:
         strike.pause(strike.seconds(4, 8))
