@@ -6,7 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,6 +26,8 @@ from workers.orders.contract import OrderEvent
 from workers.runtime.telemetry import OUTCOME_METRICS
 
 if TYPE_CHECKING:
+    import psycopg
+
     from spillway.histories.orders import OrdersHistory
     from spillway.send_result import SendResult
 
@@ -82,7 +83,7 @@ def _run(
     keep: bool,
 ) -> bool:
     queue, dead_letters = stack.workers()[WORKER]
-    with psycopg.connect(stack.dsn, autocommit=True) as admin:  # pins: allow a direct connection, to watch
+    with stack.watcher() as admin:
         flood = Flood(stack, history, queue)
         seconds = flood.run(console, interrupted, admin)
         if seconds is None:

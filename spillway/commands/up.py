@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import psycopg
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +25,8 @@ from spillway.stack.template import TEMPLATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import psycopg
 
 #: How often `spillway status` gets new numbers and a terminal's status line is refreshed, in seconds.
 REFRESH_S = 1.0
@@ -89,7 +90,7 @@ def up(
             try:
                 publish(stack)
                 describe(stack, console)
-                with psycopg.connect(stack.dsn, autocommit=True) as admin:  # pins: allow a direct connection, to watch
+                with stack.watcher() as admin:
                     watch(stack, console, interrupted, admin)
             finally:
                 remove_state()

@@ -248,6 +248,13 @@ class LocalStack:
         texts = [path.read_text(encoding="utf-8").splitlines() for path in sorted(self.log_dir.glob("*.log"))]
         return "\n".join(line for text in texts for line in text[-lines:])
 
+    def watcher(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A superuser's connection, for `connections` and to look at rows. Raises StackError if PostgreSQL is gone."""
+        try:
+            return psycopg.connect(self.dsn, autocommit=True)  # pins: allow a direct connection, to watch
+        except psycopg.OperationalError as error:  # noticed here before its process is found to be gone
+            raise _died("PostgreSQL", self.postgres.log_tail()) from error
+
     def connections(self, admin: psycopg.Connection[Any]) -> int:
         """How many database connections the workers or their proxy hold. Raises StackError if PostgreSQL is gone."""
         try:

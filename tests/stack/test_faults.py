@@ -17,11 +17,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from spillway.aws import sqs_client
 from spillway.histories.orders import generate
 from spillway.stack.errors import StackError
+from spillway.stack.local import LocalStack
+from spillway.stack.postgres import PostgresServer
+from spillway.stack.processes import Processes
 from spillway.stack.queues import create_queues
 from spillway.stack.template import REPOSITORY, load_fleet
 from tests.stack.commands import CommandLine, command_line
@@ -29,7 +33,6 @@ from tests.stack.commands import CommandLine, command_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from spillway.stack.postgres import PostgresServer
     from tests.conftest import TestDatabase
 
 #: No fault here takes longer to be noticed, on a slow machine and with the SDK's own retries.
@@ -224,6 +227,20 @@ def test_a_server_that_dies(cli: CommandLine, command: list[str], server: str, n
     assert f"\nspillway: {name} has died; the stack is stopped.\n" in output
     assert "Traceback" not in output
     assert "event_source_error" not in output
+
+
+def test_a_database_that_died_before_it_was_watched() -> None:
+    with Processes() as processes:
+        stack = LocalStack(processes)
+        stack.postgres = PostgresServer(processes, durable=False)
+        stack.postgres.start()
+        with psycopg.connect(stack.postgres.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE spillway")
+        with stack.watcher() as admin:
+            assert admin.info.dbname == "spillway"
+        stack.postgres.stop("immediate")
+        with pytest.raises(StackError, match=r"^PostgreSQL has died; the stack is stopped\."):
+            stack.watcher()
 
 
 # The surroundings
