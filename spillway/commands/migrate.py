@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from spillway.errors import SpillwayError
 from spillway.stack.state import read_state
 from workers.migrate import runner
-from workers.migrate.roles import LoginRole, ensure_roles
+from workers.migrate.roles import LOCKED_OUT, LoginRole, ensure_roles, undo_if_locked_out
 
 PASSWORD_VARIABLE = "SPILLWAY_APP_PASSWORD"  # noqa: S105  (a name)
 
@@ -33,8 +33,9 @@ def migrate(
 ) -> None:
     """Create the roles, then apply what is pending, all in one transaction. Safe to repeat and to run twice at once.
 
-    The login role's password is taken from SPILLWAY_APP_PASSWORD; without it the role is for IAM authentication (on
-    RDS) and an existing password stays as it is.
+    The login role's password is taken from SPILLWAY_APP_PASSWORD. Without it the role is for IAM authentication where
+    the database has that (on RDS), and elsewhere keeps the password it has. On RDS there is a second role, for workers
+    that pass the proxy by: <user>_direct, by IAM in either case.
 
     Exit status: 0 the database is up to date; 1 nothing was changed, and why.
     """
@@ -51,7 +52,15 @@ def migrate(
                 pending = [migration.name for migration in runner.pending(connection, migrations)]
             else:
                 password = os.environ.get(PASSWORD_VARIABLE)
-                ensure_roles(connection, LoginRole.with_timeouts(user, password, statement_timeout))
+                granted = ensure_roles(connection, LoginRole.with_timeouts(user, password, statement_timeout))
+                # pins: allow asks whether the DSN's password is still taken
+                if undo_if_locked_out(connection, granted, lambda: psycopg.connect(dsn, connect_timeout=10)):
+                    if password is None:
+                        raise SpillwayError(
+                            f"Nothing was applied: {LOCKED_OUT}.",
+                            f"Give the workers a password in {PASSWORD_VARIABLE}.",
+                        )
+                    typer.echo(f"There is no role for workers that pass the proxy by: {LOCKED_OUT}.", err=True)
                 pending = runner.migrate(connection, migrations)
     except psycopg.Error as error:
         raise _explained(error, dsn) from error

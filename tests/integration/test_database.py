@@ -269,6 +269,19 @@ def test_another_authority_is_not_believed(database: TestDatabase, tmp_path: Pat
 
 
 @PROXY_ROUTE
+def test_the_authority_may_be_given_as_text(database: TestDatabase, tmp_path: Path) -> None:
+    assert database.proxy is not None
+    text = database.proxy.ca_file.read_text().replace("\n", " ")  # as a command line leaves it
+    connection = Database(settings(database, sslrootcert=text))
+    session(connection)
+    connection.discard()
+    other = ensure_certificates(tmp_path, ["127.0.0.1"])
+    failure, words = refusal(database, sslrootcert=other.ca_file.read_text())
+    assert failure is Failure.MISCONFIGURED
+    assert "certificate verify failed" in words
+
+
+@PROXY_ROUTE
 def test_an_authority_that_is_not_there(database: TestDatabase, tmp_path: Path) -> None:
     failure, words = refusal(database, sslrootcert=str(tmp_path / "none.pem"))
     assert failure is Failure.MISCONFIGURED

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.conftest import LOGIN
-from workers.migrate.roles import ensure_roles
+from workers.migrate.roles import ensure_roles, set_password
 from workers.migrate.runner import Migration, MigrationError, load, migrate, pending
 
 if TYPE_CHECKING:
@@ -89,6 +89,33 @@ def test_two_at_once_apply_everything_once(empty_database: TestDatabase) -> None
         thread.join()
     assert failures == []
     assert sorted(map(len, applied)) == [0, 0, 0, 0, 0, len(load())]
+
+
+def test_a_role_that_somebody_else_is_changing_is_waited_for(empty_database: TestDatabase) -> None:
+    """PostgreSQL itself answers "tuple concurrently updated"."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with empty_database.owner() as owner:
+                set_password(owner, "changing", "second")
+        except BaseException as error:
+            failures.append(error)
+
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+    with empty_database.owner() as owner, empty_database.owner() as watcher:
+        owner.execute("CREATE ROLE changing LOGIN")
+        thread = threading.Thread(target=run)
+        try:
+            with owner.transaction():
+                set_password(owner, "changing", "first")
+                thread.start()
+                while watcher.execute(waiting, (empty_database.name,)).fetchone() == (0,):
+                    assert thread.is_alive()
+            thread.join()
+        finally:
+            owner.execute("DROP ROLE changing")
+    assert failures == []
 
 
 def test_bad_file_names_are_refused(tmp_path: Path) -> None:

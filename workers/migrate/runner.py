@@ -6,6 +6,9 @@ Two kinds of files:
 
 Everything pending is applied in one transaction under one advisory lock, so a failure leaves nothing half done and two
 runners that start together apply everything once. Needs a direct connection: DDL pins an RDS Proxy session.
+
+Forward only: there is no way back but a further migration. Old and new code both run while a deployment is under way,
+and after one that was rolled back: README.md says what that asks of a migration.
 """
 
 from __future__ import annotations
@@ -14,25 +17,46 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from workers.runtime.failures import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORKERS = Path(__file__).resolve().parent.parent
 VERSIONS = WORKERS / "migrate" / "versions"
 
 #: Any constant will do, as long as every runner uses the same: "spillway" in ASCII.
 LOCK_KEY = int.from_bytes(b"spillway", "big", signed=True)
-#: A migration that cannot get its table lock gives up rather than queue every writer up behind itself.
-LOCK_TIMEOUT = "10s"
+#: A migration that cannot get its table lock gives up, because every writer queues up behind it. Shorter than the
+#: writers' own lock_timeout, 5 s by default (roles.py), so that they wait and do not fail.
+LOCK_TIMEOUT = "3s"
 
 _VERSION_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
 
+#: What to do about an error, where PostgreSQL does not say it.
+_ADVICE = {
+    "55P03": "somebody uses it for longer than a migration waits; try again when they are done",
+    # CREATE OR REPLACE would change a function's result, or the name of a parameter.
+    "42P13": "code that is deployed calls the function as it is; give the new one another name",
+}
+#: How much of where in a function an error came from its message repeats.
+MAX_CONTEXT = 160
+
+
 class MigrationError(WorkerError):
-    """A migration file cannot be applied; the message names the file, the place and what to do."""
+    """A migration file cannot be applied; the message names the file, the place and what to do.
+
+    `sqlstate` is PostgreSQL's, where it was a statement that failed.
+    """
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +96,18 @@ def load(workers: Path = WORKERS) -> list[Migration]:
     return [*versions.values(), *functions]
 
 
-def migrate(connection: psycopg.Connection[Any], migrations: list[Migration]) -> list[str]:
+def migrate(
+    connection: psycopg.Connection[Any],
+    migrations: list[Migration],
+    *,
+    accept_newer: bool = False,
+    applying: Callable[[str], object] = str,
+) -> list[str]:
     """Apply what is pending and return the names of what was applied, in order.
 
-    `connection` must be in autocommit mode and the roles must exist (roles.py). Raises MigrationError, with nothing
-    changed, when an applied file was edited or is missing, when a number comes before one already applied, or when a
-    statement fails.
+    `connection` must be in autocommit mode and the roles must exist (roles.py). `applying` is told each name before its
+    turn. Raises MigrationError, with nothing changed, when an applied file was edited or, unless `accept_newer`, is
+    missing, when a number comes before one already applied, or when a statement fails.
     """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
@@ -88,28 +118,43 @@ def migrate(connection: psycopg.Connection[Any], migrations: list[Migration]) ->
             " name text PRIMARY KEY, version integer UNIQUE, checksum text NOT NULL,"
             " applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        todo = pending(connection, migrations)
+        todo = pending(connection, migrations, accept_newer=accept_newer)
         for migration in todo:
+            applying(migration.name)
             _apply(connection, migration)
         return [migration.name for migration in todo]
 
 
-def pending(connection: psycopg.Connection[Any], migrations: list[Migration]) -> list[Migration]:
+def pending(
+    connection: psycopg.Connection[Any], migrations: list[Migration], *, accept_newer: bool = False
+) -> list[Migration]:
     """What `migrate` would apply to this database, in order. Raises MigrationError as it does."""
+    return plan(migrations, applied(connection), accept_newer=accept_newer)
+
+
+def applied(connection: psycopg.Connection[Any]) -> dict[str, tuple[int | None, str]]:
+    """What was applied to this database: name -> version, checksum."""
     found = connection.execute("SELECT to_regclass('spillway.migrations')").fetchone()
     if found == (None,):
-        return plan(migrations, {})
-    rows = connection.execute("SELECT name, version, checksum FROM spillway.migrations").fetchall()
-    return plan(migrations, {name: (version, checksum) for name, version, checksum in rows})
+        return {}
+    rows = connection.execute("SELECT name, version, checksum FROM spillway.migrations ORDER BY version, name")
+    return {name: (version, checksum) for name, version, checksum in rows}
 
 
-def plan(migrations: list[Migration], applied: dict[str, tuple[int | None, str]]) -> list[Migration]:
-    """What is to be applied, given `applied` (name -> version, checksum). Raises MigrationError as `migrate` says."""
+def newer(migrations: list[Migration], applied: dict[str, tuple[int | None, str]]) -> list[str]:
+    """The versions that were applied to the database and are missing here: it was migrated by newer code."""
     known = {migration.name for migration in migrations}
-    newest = max((version for version, _ in applied.values() if version is not None), default=0)
-    for name, (version, _) in applied.items():
-        if version is not None and name not in known:
+    return [name for name, (version, _) in applied.items() if version is not None and name not in known]
+
+
+def plan(
+    migrations: list[Migration], applied: dict[str, tuple[int | None, str]], *, accept_newer: bool = False
+) -> list[Migration]:
+    """What is to be applied, given `applied` (name -> version, checksum). Raises MigrationError as `migrate` says."""
+    if not accept_newer:
+        for name in newer(migrations, applied):
             raise MigrationError(f"{name} was applied to this database but is missing here; use a newer checkout")
+    newest = max((version for version, _ in applied.values() if version is not None), default=0)
     todo = []
     for migration in migrations:
         before = applied.get(migration.name)
@@ -133,12 +178,20 @@ def _apply(connection: psycopg.Connection[Any], migration: Migration) -> None:
         # No parameters: the simple protocol, which takes a whole file of statements.
         connection.execute(migration.text)
     except psycopg.Error as error:
-        position = int(error.diag.statement_position or 0)
-        line = migration.text.count("\n", 0, position) + 1 if position else None
-        place = f"{migration.name}:{line}" if line else migration.name
-        raise MigrationError(f"{place}: {error.diag.message_primary or error} (SQLSTATE {error.sqlstate})") from error
+        raise MigrationError(_explained(migration, error), error.sqlstate) from error
     connection.execute(
         "INSERT INTO spillway.migrations (name, version, checksum) VALUES (%s, %s, %s)"
         " ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, applied_at = now()",
         (migration.name, migration.version, migration.checksum),
     )
+
+
+def _explained(migration: Migration, error: psycopg.Error) -> str:
+    """Which file, which line if PostgreSQL says where, what it says, and where in a function that was."""
+    position = int(error.diag.statement_position or 0)
+    place = f"{migration.name}:{migration.text.count(chr(10), 0, position) + 1}" if position else migration.name
+    said = f"{place}: {error.diag.message_primary or error} (SQLSTATE {error.sqlstate})"
+    if context := (error.diag.context or "").partition("\n")[0]:
+        said += f" in {context[:MAX_CONTEXT]}"
+    advice = _ADVICE.get(error.sqlstate or "")
+    return f"{said}; {advice}" if advice else said

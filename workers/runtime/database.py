@@ -77,7 +77,7 @@ class Database:
             password=password,
             connect_timeout=settings.connect_timeout,
             sslmode=settings.sslmode,
-            sslrootcert=settings.sslrootcert if settings.sslmode.startswith("verify") else None,
+            sslrootcert=authorities(settings.sslrootcert) if settings.sslmode.startswith("verify") else None,
             application_name="spillway",
             keepalives=1,
             keepalives_idle=30,
@@ -90,6 +90,15 @@ class Database:
         self._used_at = self._clock()
         connection.adapters.register_dumper(JsonText, JsonTextDumper)
         return connection
+
+
+def authorities(sslrootcert: str) -> str:
+    """What libpq's sslrootcert takes for DATABASE_SSLROOTCERT, which may be PEM text instead of a file's path."""
+    if not sslrootcert.startswith("-----"):
+        return sslrootcert
+    from workers.runtime.certificates import file_with  # noqa: PLC0415  (cold start: hardly anybody needs it)
+
+    return file_with(sslrootcert)
 
 
 class JsonText:

@@ -26,7 +26,10 @@ class SettingsError(WorkerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionSettings:
-    """What every function of the fleet reads: the way to the database, and its own timeout. Times are in seconds."""
+    """What every function of the fleet reads: the way to the database, and its own timeout. Times are in seconds.
+
+    sslrootcert: the path of a file with the certificate authorities, or these themselves as PEM text.
+    """
 
     host: str
     port: int
@@ -73,10 +76,7 @@ class FunctionSettings:
             raise SettingsError(
                 "DATABASE_PASSWORD: expected a password because DATABASE_AUTH is 'password', got nothing"
             )
-        if self.sslmode.startswith("verify") and not self.sslrootcert:
-            raise SettingsError(
-                f"DATABASE_SSLROOTCERT: expected a file because DATABASE_SSLMODE is {self.sslmode!r}, got nothing"
-            )
+        check_certificates(self.sslmode, self.sslrootcert)
         if self.auth == "iam" and not self.region:
             raise SettingsError("AWS_REGION: expected a region because DATABASE_AUTH is 'iam', got nothing")
         if self.auth == "iam" and self.sslmode == "disable":
@@ -134,6 +134,22 @@ class Settings(FunctionSettings):
                 f" + borrow {self.borrow_timeout} + statement {self.statement_timeout} + margin {MARGIN_S:g}"
                 f" + dead letters {SEND_BUDGET_S:g} + visibility {VISIBILITY_BUDGET_S:g}), "
                 f"got {self.function_timeout}"
+            )
+
+
+def check_certificates(sslmode: str, sslrootcert: str) -> None:
+    """Raise SettingsError where they are missing, or PEM text that was cut off. libpq tells of a wrong path itself."""
+    if sslmode.startswith("verify") and not sslrootcert:
+        raise SettingsError(
+            f"DATABASE_SSLROOTCERT: expected a file because DATABASE_SSLMODE is {sslmode!r}, got nothing"
+        )
+    if sslrootcert.startswith("-----"):
+        from workers.runtime.certificates import tidied  # noqa: PLC0415  (cold start: hardly anybody needs it)
+
+        if not tidied(sslrootcert):
+            raise SettingsError(
+                "DATABASE_SSLROOTCERT: expected a file, or whole certificates between BEGIN CERTIFICATE and END"
+                f" CERTIFICATE, got {len(sslrootcert)} characters that begin with {sslrootcert[:27]!r}"
             )
 
 
