@@ -105,7 +105,7 @@ def migrated(postgres: PostgresServer) -> str:
 def new_database(server: PostgresServer, template: str = "template1") -> str:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
     return name
 
 

@@ -121,7 +121,8 @@ def rdsproxy(
     """Run an RDS Proxy emulator in front of a PostgreSQL until Ctrl-C.
 
     It multiplexes, pins, queues and refuses as RDS Proxy does. With --iam-auth required, tokens are verified against
-    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Log lines go to standard error in the shape of RDS Proxy's own.
+    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and further keys in SPILLWAY_RDSPROXY_ACCESS_KEYS: a JSON object, each
+    secret by its id. Log lines go to standard error in the shape of RDS Proxy's own.
 
     Exit status: 0 after Ctrl-C; 1 when it could not start.
     """
@@ -330,9 +331,18 @@ def read_secrets(files: Sequence[Path]) -> tuple[Secret, ...]:
 
 
 def iam_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """The secret access key by its id, as AWS's tools find them; empty if one of the two is missing."""
+    """Secret access keys by id: the one that AWS's tools find here, if any, and further ones of our own variable.
+
+    Raises RdsProxyError, which shows no key, where that is not as expected.
+    """
+    try:
+        found = msgspec.json.decode(environ.get("SPILLWAY_RDSPROXY_ACCESS_KEYS") or "{}", type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise RdsProxyError(
+            f"SPILLWAY_RDSPROXY_ACCESS_KEYS is not as expected: {error}.", 'Expected JSON like {"AKIA...": "secret"}.'
+        ) from None
     key_id, key = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
-    return {key_id: key} if key_id and key else {}
+    return found | ({key_id: key} if key_id and key else {})
 
 
 def write_ready_file(path: Path, proxy: RunningProxy) -> None:

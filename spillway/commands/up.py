@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from rich.live import Live
 from spillway import screens
 from spillway.errors import SpillwayError
 from spillway.interrupts import interrupts
+from spillway.stack.containers import write_variables
 from spillway.stack.local import LocalStack, Route, StackOptions
 from spillway.stack.processes import Processes
 from spillway.stack.snapshot import Snapshot, status_file, take
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 REFRESH_S = 1.0
 #: How often the line is printed, if it changed, where there is no terminal.
 PRINT_S = 10.0
+
+#: Where samconfig.toml lets `sam local invoke` look for the functions' variables; SAM's own folder, which git ignores.
+ENV_VARS = Path(".aws-sam/local-env.json")
+FOR_CONTAINERS = "Containers find the stack with the variables in {file}: sam local invoke FUNCTION -e EVENT.\n"
 
 
 RouteOption = Annotated[
@@ -55,6 +61,13 @@ def up(
     proxy_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the RDS Proxy.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep PostgreSQL's data here from run to run.")] = None,
     ramp: Annotated[bool, typer.Option(help="Scale up as slowly as Lambda does.")] = True,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="Let containers use it, too: for `sam local invoke` and `start-lambda`.")
+    ] = False,
+    env_vars: Annotated[
+        Path | None,
+        typer.Option(help=f"With --docker: the file for SAM's --env-vars (default: {ENV_VARS} beside the template)."),
+    ] = None,
     parameter: Annotated[list[str], typer.Option("--parameter", "-P", help="A template parameter, Name=value.")] = [],  # noqa: B006  (typer copies it)
     template: Annotated[Path, typer.Option(help="The SAM template to run.")] = TEMPLATE,
 ) -> None:
@@ -71,6 +84,8 @@ def up(
         raise SpillwayError(
             f"--sqs-endpoint {sqs_endpoint!r} is not a URL.", "Expected one like http://127.0.0.1:4566."
         )
+    if env_vars is not None and not docker:
+        raise SpillwayError("--env-vars names a file for containers, which only --docker lets in.", "Add --docker.")
     if proxy_port is not None and route == "direct":
         raise SpillwayError("--proxy-port is for the RDS Proxy, which --route direct leaves out.", "Drop one of them.")
     options = StackOptions(
@@ -81,6 +96,7 @@ def up(
         proxy_port=proxy_port,
         data_dir=data_dir,
         ramp=ramp,
+        docker=docker,
         template=template,
         parameters=dict(_pairs(parameter)),
     )
@@ -90,8 +106,14 @@ def up(
             try:
                 publish(stack)
                 describe(stack, console)
-                with stack.watcher() as admin:
-                    watch(stack, console, interrupted, admin)
+                with ExitStack() as until_stopped:
+                    if docker:
+                        file = env_vars or template.absolute().parent / ENV_VARS
+                        directory = processes.temporary_directory("spillway-variables-")
+                        write_variables(file, stack.container_variables(), directory)
+                        until_stopped.callback(file.unlink, missing_ok=True)
+                        console.print(FOR_CONTAINERS.format(file=file), soft_wrap=True, markup=False)
+                    watch(stack, console, interrupted, until_stopped.enter_context(stack.watcher()))
             finally:
                 remove_state()
         console.print("Stopping ...")

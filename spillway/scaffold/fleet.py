@@ -52,12 +52,31 @@ def with_worker(template: str, names: Names) -> str:
         copied = [renamed(line) for _, start, end in models for line in lines[start:end]]
         places.append((max(end for key, _, end in blocks if key in common), copied))
 
+    places += _listed(lines, section, renamed)
+
     new = {match[1] for _, block in places for line in block if (match := _KEY.match(line))}
     if clash := sorted(new & taken):
         raise SpillwayError(f"template.yaml has a {clash[0]} already.", "Choose another name.")
     for place, block in sorted(places, key=lambda one: one[0], reverse=True):
         lines[place:place] = block
     return _with_groups("".join(lines), renamed)
+
+
+def _listed(lines: list[str], section: slice, renamed: Callable[[str], str]) -> list[tuple[int, list[str]]]:
+    """Where other resources list the workers, the new one comes last: the list items that name the model, renamed."""
+    resources = next(number for number, line in enumerate(lines) if line.startswith("Resources:"))
+    places = []
+    for number in range(resources, len(lines)):
+        item = re.match(r"(?: *- )+", lines[number])
+        if item is None or _MODELS not in lines[number] or section.start <= number < section.stop:
+            continue
+        # A list's first item may stand behind the dash of another list's.
+        dash = " " * (item.end() - 2) + "- "
+        end = number + 1
+        while lines[end].startswith(dash):
+            end += 1
+        places.append((end, [dash + renamed(lines[number][item.end() :])]))
+    return places
 
 
 def _section(lines: list[str]) -> slice:

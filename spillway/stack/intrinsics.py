@@ -74,7 +74,8 @@ class Resolver:
             case "Fn::Select", [index, items]:
                 return self.resolve(items)[int(self.resolve(index))]
             case "Fn::FindInMap", [table, key, field]:
-                return self._mappings[self.resolve(table)][self.resolve(key)][self.resolve(field)]
+                # Keys are text, and a parameter that is a number is none here.
+                return self._mappings[self.resolve(table)][str(self.resolve(key))][str(self.resolve(field))]
             case "Fn::If", [str() as condition, then, otherwise]:
                 return self.resolve(then if self.condition(condition) else otherwise)
             case "Fn::Equals", [left, right]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import psycopg
 
 from spillway.aws import is_local, sqs_client
+from spillway.stack.containers import Bridge, Gateway, access_keys, container_url, find_bridge
 from spillway.stack.environment import ExecutionEnvironment
 from spillway.stack.errors import StackError
 from spillway.stack.event_source import RECEIVERS, EventSourceMapping, MappingConfig
@@ -54,6 +55,9 @@ DATABASE = "spillway"
 #: slack, and a cold start on a busy machine took 2.5 s: whole batches went back for a visibility timeout.
 INIT_S = 5
 
+#: It calls APIs of Lambda, RDS and CloudWatch, which nothing here stands for.
+ONLY_ON_AWS = ("governor",)
+
 #: How the workers reach the database: through the RDS Proxy with IAM tokens and verified TLS, as on AWS, or straight,
 #: with a password and without TLS.
 Route = Literal["proxy", "direct"]
@@ -65,6 +69,7 @@ class StackOptions:
 
     `proxy_connections` is how many database connections the RDS Proxy may have. `workers` are those to run, None for
     all; the others have their queues, and nobody who empties them. What runs on a schedule counts as a worker here.
+    `docker` lets containers use the servers, too (containers.py).
     """
 
     route: Route = "proxy"
@@ -77,6 +82,7 @@ class StackOptions:
     data_dir: Path | None = None
     durable: bool = True
     ramp: bool = True
+    docker: bool = False
     template: Path = TEMPLATE
     parameters: Mapping[str, Any] | None = None
 
@@ -107,6 +113,8 @@ class LocalStack:
         self._sqs_server: MinistackServer | None = None
         self._credentials: Credentials | None = None
         self._log: logging.Handler | None = None
+        self._bridge: Bridge | None = None
+        self._gateway: Gateway | None = None
 
     def start(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Start everything, telling `report` what comes next. Raises StackError; the caller then closes `processes`."""
@@ -115,6 +123,9 @@ class LocalStack:
         # The emulator's own troubles, beside the functions' logs; without a handler they would end up on the terminal.
         self._log = logging.FileHandler(self.log_dir / "stack.log", encoding="utf-8")
         logging.getLogger("spillway.stack").addHandler(self._log)
+        if options.docker:
+            report("Asking Docker for its network")
+            self._bridge = find_bridge()
         report("Starting PostgreSQL")
         self.postgres = PostgresServer(
             self._processes, directory=options.data_dir, port=options.postgres_port, durable=options.durable
@@ -132,6 +143,9 @@ class LocalStack:
             self._start_proxy()
             # The functions are told the port that it has got.
             self.fleet = resolve(template, self._parameters())
+        if self._bridge is not None:
+            self._gateway = Gateway(self._bridge, self._server_ports())
+            self._gateway.start()
         report("Starting the event source mappings")
         for source in self._sources():
             queue, function = self.fleet.queues[source.queue], self.fleet.functions[source.function]
@@ -166,6 +180,8 @@ class LocalStack:
         for mapping in self.mappings.values():
             mapping.stop(drain=False, timeout_s=drain_s)
         self.mappings.clear()
+        if self._gateway is not None:
+            self._gateway.stop()
         self._processes.close()
         for output in self._outputs.values():
             output.close()
@@ -217,7 +233,8 @@ class LocalStack:
     def scheduled(self) -> list[FunctionSchedule]:
         """The schedules of the workers that are to run; those in `schedules` do, under the same logical ids."""
         wanted = self._options.workers
-        return [one for one in self.fleet.schedules if wanted is None or self.worker_of(one) in wanted]
+        here = [one for one in self.fleet.schedules if self.worker_of(one) not in ONLY_ON_AWS]
+        return [one for one in here if wanted is None or self.worker_of(one) in wanted]
 
     def _start_schedule(self, schedule: FunctionSchedule) -> None:
         period_s = rate_s(schedule.expression)
@@ -264,21 +281,19 @@ class LocalStack:
         return int(row[0]) if row else 0
 
     def _parameters(self) -> dict[str, Any]:
-        local: dict[str, Any] = {"DatabaseName": DATABASE}
+        local: dict[str, Any] = {"DatabaseName": DATABASE, "DatabaseRoute": self._options.route}
         if self._options.route == "direct":
-            # No proxy, so there is nothing to wait for a borrow from.
             local |= {
                 "DatabaseHost": self.postgres.host,
                 "DatabasePort": self.postgres.port,
                 "DatabaseAuth": "password",
                 "DatabasePassword": self._password,
                 "DatabaseSslMode": "disable",
-                "DatabaseBorrowTimeout": 0,
             }
         elif self.proxy is None:
             local |= {"DatabaseHost": "not-started-yet"}
         else:
-            # How they log in and what they verify is the template's default, as deployed.
+            # How they log in is the template's default, as deployed.
             local |= {
                 "DatabaseHost": self.proxy.host,
                 "DatabasePort": self.proxy.port,
@@ -324,6 +339,8 @@ class LocalStack:
             log_file=self.log_dir / "rdsproxy.log",
             port=self._options.proxy_port,
             max_connections=self._options.proxy_connections,
+            endpoints=(self._bridge.gateway,) if self._bridge is not None else (),
+            access_keys=access_keys() if self._bridge is not None else {},
         )
         self.proxy.start()
 
@@ -331,6 +348,28 @@ class LocalStack:
         """A client of the stack's SQS endpoint for `connections` threads that tries each call `attempts` times."""
         region = REGION if is_local(self.endpoint_url) else None
         return sqs_client(self.endpoint_url, region, connections=connections, attempts=attempts)
+
+    def container_variables(self) -> dict[str, dict[str, str]]:
+        """By logical id, the variables with which a function finds the stack from a container; only with `docker`."""
+        if self._bridge is None:
+            return {}
+        gateway = self._bridge.gateway
+        queues = {
+            name: replace(queue, url=container_url(queue.url, gateway)) if is_local(queue.url) else queue
+            for name, queue in self._queues.items()
+        }
+        way = {"DATABASE_HOST": gateway}
+        if self.proxy is not None:
+            # As text: no file of this machine is in the container.
+            way["DATABASE_SSLROOTCERT"] = self.proxy.ca_file.read_text(encoding="ascii")
+        here = [one for one in self.fleet.schedules if self.worker_of(one) not in ONLY_ON_AWS]
+        names = {one.function for one in self.fleet.mappings} | {one.function for one in here}
+        return {name: self.fleet.environment(self.fleet.functions[name], queues) | way for name in sorted(names)}
+
+    def _server_ports(self) -> set[int]:
+        """Of what containers use; a server elsewhere they reach by themselves."""
+        local = {urlsplit(self.endpoint_url).port or 80} if is_local(self.endpoint_url) else set()
+        return local | {self.postgres.port if self.proxy is None else self.proxy.port}
 
     def _environment(self, function: Function) -> ExecutionEnvironment:
         variables = self.fleet.environment(function, self._queues) | self._aws_variables()

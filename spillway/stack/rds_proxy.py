@@ -22,6 +22,7 @@ from spillway.stack.errors import StackError
 from spillway.stack.template import REPOSITORY
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -60,7 +61,8 @@ class RdsProxyServer:
 
     It lets in who has TLS and an IAM token signed with `credentials` for `region`, as the user of `target`: a URL with
     the password, which travels in the environment because every user of the machine can read command lines.
-    `borrow_timeout_s` is ConnectionBorrowTimeout. Its log is `log_file`.
+    `borrow_timeout_s` is ConnectionBorrowTimeout. Its log is `log_file`. `endpoints` are further names that clients
+    call it, `access_keys` further ones that they sign with: the secret by the key's id.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class RdsProxyServer:
         log_file: Path,
         port: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        endpoints: Sequence[str] = (),
+        access_keys: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port or 0
         self.host = ports.HOST
@@ -87,6 +91,8 @@ class RdsProxyServer:
         self._region = region
         self._borrow_timeout_s = borrow_timeout_s
         self._log_file = log_file
+        self._endpoints = endpoints
+        self._access_keys = access_keys or {}
         self._directory: Path | None = None
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -153,6 +159,7 @@ class RdsProxyServer:
             "SPILLWAY_RDSPROXY_TARGET": self._target,
             "AWS_ACCESS_KEY_ID": self._credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": self._credentials.secret_key,
+            "SPILLWAY_RDSPROXY_ACCESS_KEYS": msgspec.json.encode(self._access_keys).decode(),
         }
         with self._log_file.open("ab") as log:
             return self._processes.spawn(
@@ -160,6 +167,7 @@ class RdsProxyServer:
                     *(sys.executable, "-m", "spillway", "rdsproxy", "--require-tls", "--iam-auth", "required"),
                     *("--listen", f"{ports.HOST}:{self._wanted_port or 0}"),
                     *("--region", self._region),
+                    *(word for name in self._endpoints for word in ("--endpoint", name)),
                     *("--max-connections", str(self.max_connections)),
                     *("--connection-borrow-timeout", f"{self._borrow_timeout_s:g}"),
                     *("--certificate-dir", directory / "certificates"),

@@ -6,9 +6,10 @@ Nothing of the fleet is configured a second time: sizes, windows, times and vari
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,8 @@ def translate(path: Path = TEMPLATE) -> dict[str, Any]:
         if resource.get("Type") == "AWS::Serverless::Function":
             resource.setdefault("Properties", {})["CodeUri"] = "s3://local/code.zip"
     source.get("Globals", {}).get("Function", {}).pop("CodeUri", None)
+    # It warns of feature toggles that only AWS's own deployment of it has.
+    logging.getLogger("samtranslator").setLevel(logging.ERROR)
     try:
         # Only the region is read from it; a profile that AWS_PROFILE names need not exist here.
         core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
@@ -176,11 +179,15 @@ def resolve(template: dict[str, Any], overrides: Mapping[str, Any]) -> Fleet:
     parameters |= names
     resources: dict[str, Any] = template["Resources"]
     # Logical ids stand for themselves here, so that a mapping's queue and function can be looked up by them.
-    value_of = Resolver(
-        template, parameters, lambda logical_id, _: logical_id if logical_id in resources else None
-    ).resolve
+    conditions = Resolver(template, parameters, lambda logical_id, _: logical_id if logical_id in resources else None)
+    value_of = conditions.resolve
 
-    queues, functions, mappings, schedules = {}, {}, [], []
+    resources = {
+        name: resource
+        for name, resource in resources.items()
+        if "Condition" not in resource or conditions.condition(resource["Condition"])
+    }
+    queues, functions, aliases, mappings, schedules = {}, {}, {}, [], []
     for logical_id, resource in resources.items():
         properties = resource.get("Properties", {})
         match resource["Type"]:
@@ -190,10 +197,14 @@ def resolve(template: dict[str, Any], overrides: Mapping[str, Any]) -> Fleet:
                 environment = properties.get("Environment", {}).get("Variables", {})
                 rest = value_of({key: value for key, value in properties.items() if key != "Environment"})
                 functions[logical_id] = _function(logical_id, rest, environment)
+            case "AWS::Lambda::Alias":
+                aliases[logical_id] = value_of(properties["FunctionName"])
             case "AWS::Lambda::EventSourceMapping":
                 mappings.append(_mapping(logical_id, value_of(properties)))
             case "AWS::Events::Rule" | "AWS::Scheduler::Schedule":
                 schedules += _schedules(logical_id, value_of(properties))
+    # An alias moves between versions of one function; here there is the one that was checked out.
+    mappings = [replace(one, function=aliases.get(one.function, one.function)) for one in mappings]
     # A rule may have other targets, too.
     schedules = [one for one in schedules if one.function in functions]
     return Fleet(queues, functions, mappings, schedules, template, parameters)

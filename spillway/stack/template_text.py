@@ -11,8 +11,8 @@ from spillway.stack.template import TEMPLATE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TIMEOUT = (r"(?<=\bTimeout: )\d+", r"(?<=FUNCTION_TIMEOUT: \")\d+")
-_VISIBILITY = (r"(?<=VisibilityTimeout: )\d+", r"(?<=QUEUE_VISIBILITY_TIMEOUT: \")\d+")
+_TIMEOUT = (r"(?<=\bTimeout: )!FindInMap.*", r"(?<=FUNCTION_TIMEOUT: )!FindInMap.*")
+_VISIBILITY = (r"(?<=VisibilityTimeout: )!FindInMap.*", r"(?<=QUEUE_VISIBILITY_TIMEOUT: )!FindInMap.*")
 _BATCH_SIZE = (r"(?<=BatchSize: )\d+",)
 
 

@@ -258,13 +258,14 @@ def test_a_parameter_that_there_is_not(cli: CommandLine, parameter: str, expecte
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("DatabaseStatementTimeout", "soon", "a number from 1 to 300"),
-        ("DatabaseStatementTimeout", "nan", "a number from 1 to 300"),
-        ("DatabaseStatementTimeout", "301", "a number from 1 to 300"),
+        ("DatabaseConnectTimeout", "soon", "a number from 2 to 5"),
+        ("DatabaseConnectTimeout", "nan", "a number from 2 to 5"),
+        ("DatabaseConnectTimeout", "6", "a number from 2 to 5"),
+        ("DatabaseStatementTimeout", "3", "one of 1, 2, 5, 10, 20, 30"),
         ("OrdersMaximumConcurrency", 1, "a number from 2 to 1000"),
         ("DatabaseUser", "Robert'; --", "a match of ^[a-z_][a-z0-9_]*$"),
         ("DatabaseUser", "robert\n", "a match of ^[a-z_][a-z0-9_]*$"),
-        ("DatabaseName", "", "a length from 1 to 63"),
+        ("DatabaseName", "", "a length from 1 to 40"),
         ("LogLevel", "LOUD", "one of DEBUG, INFO, WARN, ERROR"),
     ],
 )

@@ -214,7 +214,7 @@ def check_route(orders: Orders, route: Route) -> None:
         assert backends[0] == stack.stats()[0].environments
         return
     port = str(stack.proxy.port)
-    assert told == {"HOST": "127.0.0.1", "PORT": port, "AUTH": "iam", "SSLMODE": "verify-full", "BORROW_TIMEOUT": "10"}
+    assert told == {"HOST": "127.0.0.1", "PORT": port, "AUTH": "iam", "SSLMODE": "verify-full", "BORROW_TIMEOUT": "20"}
     assert variables["DATABASE_PASSWORD"] == ""
     assert variables["DATABASE_SSLROOTCERT"] == str(stack.proxy.ca_file)
     seen = stack.proxy.snapshot()

@@ -176,7 +176,9 @@ def test_the_event_is_eventbridges() -> None:
 def test_schedules_are_read_from_the_template() -> None:
     fleet = load_fleet({"DatabaseHost": "x", "HousekeepingSchedule": "rate(5 minutes)"})
     assert fleet.schedules == [
-        FunctionSchedule("HousekeepingFunctionOnSchedule", "HousekeepingFunction", "rate(5 minutes)")
+        FunctionSchedule("HousekeepingFunctionOnSchedule", "HousekeepingFunction", "rate(5 minutes)"),
+        # Run on AWS alone: there is nothing here that it could govern.
+        FunctionSchedule("GovernorFunctionEveryMinute", "GovernorFunction", "rate(1 minute)"),
     ]
 
 

@@ -173,7 +173,8 @@ def sections(text: str) -> dict[str, str]:
 def test_a_section_is_that_of_orders_with_other_names() -> None:
     text = with_worker(TEXT, TOYS)
     before, after = sections(TEXT), sections(text)
-    assert {name: after[name] for name in before} == before, "the others are as they were"
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"governor"}, "it lists the workers; the others are as they were"
     added = after["toy_boats"]
     assert "rder" not in added
     same = added.replace("ToyBoats", "Orders").replace("toy_boats", "orders").replace("toy boat", "order")
@@ -194,7 +195,10 @@ def test_parameters_and_outputs_come_along() -> None:
         assert (
             new == {name.replace("Orders", "ToyBoats") for name in before[part] if name.startswith("Orders")} != set()
         )
-        assert {name: after[part][name] for name in before[part]} == before[part]
+        lists = {"GovernorFunction"} if part == "Resources" else set()
+        assert {name: after[part][name] for name in before[part].keys() - lists} == {
+            name: before[part][name] for name in before[part].keys() - lists
+        }
         # Each behind another worker's, not behind something else of that worker.
         order = list(after[part])
         if part != "Resources":
@@ -207,6 +211,21 @@ def test_parameters_and_outputs_come_along() -> None:
     ]
     assert "ToyBoatsMaximumConcurrency" in parameters
     assert sorted(parameters) == sorted(after["Parameters"])
+
+
+def test_the_governor_watches_the_new_worker_too() -> None:
+    def listed(text: str) -> list[str]:
+        governor = yaml_parse(text)["Resources"]["GovernorFunction"]["Properties"]
+        (separator, mappings) = governor["Environment"]["Variables"]["MAPPINGS"]["Fn::Join"]
+        assert separator == " "
+        return [mapping["Fn::Sub"] for mapping in mappings]
+
+    new = "toy_boats=${ToyBoatsConsumerToyBoats}:${ToyBoatsMaximumConcurrency}"
+    assert listed(with_worker(TEXT, TOYS)) == [*listed(TEXT), new]
+    assert listed(TEXT)[0] == "orders=${OrdersConsumerOrders}:${OrdersMaximumConcurrency}"
+    governor = yaml_parse(with_worker(TEXT, TOYS))["Resources"]["GovernorFunction"]["Properties"]
+    policies = [one["Resource"] for one in governor["Policies"][0]["Statement"] if "ToyBoats" in str(one)]
+    assert [str(policy).count("ToyBoatsConsumerToyBoats") for policy in policies] == [1, 1]
 
 
 def test_many_workers_one_after_the_other() -> None:

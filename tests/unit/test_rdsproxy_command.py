@@ -176,6 +176,23 @@ def test_iam_needs_credentials() -> None:
     assert "AWS_ACCESS_KEY_ID" in refused("--target", TARGET, "--iam-auth", "required", AWS_ACCESS_KEY_ID="AKID")
 
 
+def test_further_access_keys_come_from_the_environment(fake: type[FakeProxy]) -> None:
+    """The two variables that every tool has win."""
+    iam = ("--target", TARGET, "--iam-auth", "required", "--region", "eu-west-1")
+    further = '{"SECOND": "key/2", "AKID": "old"}'
+    good(*iam, SPILLWAY_RDSPROXY_ACCESS_KEYS=further, AWS_ACCESS_KEY_ID="AKID", AWS_SECRET_ACCESS_KEY="key")
+    assert fake.settings.credentials == {"AKID": "key", "SECOND": "key/2"}
+    good(*iam, SPILLWAY_RDSPROXY_ACCESS_KEYS='{"SECOND": "key/2"}')
+    assert fake.settings.credentials == {"SECOND": "key/2"}
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '"x"', '{"AKID": 7}', '{"AKID": "hunter2"'])
+def test_bad_further_access_keys_are_refused_unseen(value: str) -> None:
+    said = refused("--target", TARGET, "--iam-auth", "required", SPILLWAY_RDSPROXY_ACCESS_KEYS=value)
+    assert "SPILLWAY_RDSPROXY_ACCESS_KEYS is not as expected" in said
+    assert "hunter2" not in said
+
+
 def test_iam_needs_a_region(fake: type[FakeProxy]) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "key"}
     assert "--region" in refused("--target", TARGET, "--iam-auth", "required", **keys)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aws_lambda_powertools.logging import Logger
-from aws_lambda_powertools.metrics import Metrics, MetricUnit
+from aws_lambda_powertools.metrics import MetricUnit
 
 from workers.runtime.failures import Failure
-from workers.runtime.telemetry import NAMESPACE, describe
+from workers.runtime.telemetry import describe, metrics
 
 if TYPE_CHECKING:
     from workers.housekeeping.housekeeper import Report
@@ -31,7 +31,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._logger = Logger(service=SERVICE)
-        self._metrics = Metrics(namespace=NAMESPACE, service=SERVICE)
+        self._metrics = metrics(SERVICE)
 
     def report(self, report: Report) -> None:
         """Report a finished run: counts as metrics, and by table and by name beside them."""

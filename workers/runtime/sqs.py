@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 Record = dict[str, Any]
 
@@ -24,10 +27,13 @@ CONNECTIONS = 4
 
 
 class Sqs:
-    """One lazily made client. Making it raises what boto3 raises, each time, so that a later batch tries again."""
+    """One lazily made client for the server of the queue at `url`.
 
-    def __init__(self, make: Callable[[], Any] | None = None) -> None:
-        self._make = make or _client
+    Making it raises what boto3 raises, each time, so that a later batch tries again.
+    """
+
+    def __init__(self, make: Callable[[], Any] | None = None, *, url: str = "") -> None:
+        self._make = make or partial(_client, url)
         self._made: Any = None
 
     @property
@@ -54,7 +60,26 @@ def is_fifo(record: Record) -> bool:
     return str(record.get("eventSourceARN", "")).endswith(".fifo")
 
 
-def _client() -> Any:
+def endpoint_of(url: str, env: Mapping[str, str]) -> str | None:
+    """Where the server of the queue at `url` is; None to let boto3 decide.
+
+    boto3 decides on AWS, where it knows the Region's endpoint and heeds FIPS and dual-stack settings, and where `env`
+    names an endpoint. Everywhere else a queue is where its URL says: `sam local invoke` passes no variable that the
+    template does not have, so a function in a container knows its SQS server by nothing else.
+    """
+    if env.get("AWS_ENDPOINT_URL_SQS") or env.get("AWS_ENDPOINT_URL"):
+        return None
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not host or ".amazonaws.com" in f".{host}":  # China's ends in .cn
+        return None
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _client(url: str) -> Any:
     # boto3 more than doubles a cold start, and most environments never need it.
     import boto3  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
@@ -65,4 +90,4 @@ def _client() -> Any:
         retries={"total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
     )
-    return boto3.client("sqs", config=config)
+    return boto3.client("sqs", endpoint_url=endpoint_of(url, os.environ), config=config)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit
+
+from workers.runtime.version import worker_version
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from workers.runtime.failures import Failure
     from workers.runtime.invocation import Invocation
 
+#: Where POWERTOOLS_METRICS_NAMESPACE is not set, which is on a desk: template.yaml gives each fleet one of its own, so
+#: that two fleets of an account do not add up to one.
 NAMESPACE = "Spillway"
 
 #: Messages by what became of them. The first four are done; DeadLettered is done too, whatever the reason; the rest
@@ -45,6 +50,11 @@ DELAY_REFUSED = "DelayRefused"
 MAX_ERROR_TEXT = 200
 
 
+def metrics(service: str) -> Metrics:
+    """Metrics in this fleet's CloudWatch namespace, with the one dimension `service`."""
+    return Metrics(namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE") or NAMESPACE, service=service)
+
+
 class Telemetry:
     """One EMF record per invocation, and a structured log line for everything that is not as it should be.
 
@@ -54,13 +64,16 @@ class Telemetry:
 
     def __init__(self, worker: str) -> None:
         self._logger = Logger(service=worker)
-        self._metrics = Metrics(namespace=NAMESPACE, service=worker)
+        self._metrics = metrics(worker)
+        # While traffic moves between versions, or between routes: whose counts these are.
+        self._whose = {"version": worker_version(), "route": os.environ.get("DATABASE_ROUTE", "")}
 
     def batch(
         self, outcomes: Counter[str], invocation: Invocation, *, size: int, redelivered: int, request_id: str
     ) -> None:
         """Report one finished batch of `size` messages."""
-        self._metrics.add_metadata("request_id", request_id)
+        for key, value in {"request_id": request_id, **self._whose}.items():
+            self._metrics.add_metadata(key, value)
         add = self._metrics.add_metric
         for outcome, count in outcomes.items():
             add(name=OUTCOME_METRICS[outcome], unit=MetricUnit.Count, value=count)

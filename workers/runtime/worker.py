@@ -33,7 +33,7 @@ def build_processor(
     breaker: Breaker | None = None,
 ) -> BulkBatchProcessor:
     """The processor of worker `name`, which writes through the SQL function spillway.apply_<name>."""
-    sqs = sqs or Sqs()
+    sqs = sqs or Sqs(url=settings.queue_url or settings.dead_letter_queue_url)
     calls = Calls(
         store, attempt_s=settings.attempt, connect_timeout_s=settings.connect_timeout, breaker=breaker or Breaker()
     )
