@@ -21,6 +21,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -31,6 +32,8 @@ from spillway.stack.errors import StackError
 _SHIM = 'echo "pgid $$ $0" >&0 && exec "$@" </dev/null'
 _DEAF = 'trap "" INT TERM HUP; exec "$0" "$@"'  # an ignored signal stays ignored in the program
 _REAPER_EXIT_S = 10.0
+#: A pid has 7 digits at most and a start 20, so that a line stays far below PIPE_BUF, 4,096 bytes.
+_WORDS_A_LINE = 100
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,11 @@ class Processes:
         if child is None or child.popen is not popen:
             return popen.wait()
         signum, grace_s = signum or child.stop_signal, child.grace_s if grace_s is None else grace_s
-        members: set[reaper.Process] = set()
-        if signum is not signal.SIGKILL:  # which goes to the whole family at once: nobody sees the others die
-            members = reaper.ask(popen.pid, child.started, signum)
+        if signum is signal.SIGKILL:  # to the whole family at once, so that nobody sees the others die
+            members = reaper.family(popen.pid, child.started)
+            self._tell_known(popen.pid, members)
+        else:
+            members = reaper.ask(popen.pid, child.started, signum, partial(self._tell_known, popen.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(grace_s)
         reaper.kill(popen.pid, child.started, members)
@@ -193,6 +198,12 @@ class Processes:
                 f"{name} cannot start: the watchdog that cleans up after the local stack is gone.",
                 "Something killed it; check the memory that is left and start again.",
             )
+
+    def _tell_known(self, leader: int, members: set[reaper.Process]) -> None:
+        """Tell the watchdog of a family that is about to lose its head: this process may be interrupted meanwhile."""
+        words = [f"{process.pid}:{process.started}" for process in members]
+        for start in range(0, len(words), _WORDS_A_LINE):
+            self._tell(f"known {leader} {' '.join(words[start : start + _WORDS_A_LINE])}")
 
     def _tell(self, instruction: str) -> None:
         # One unbuffered write of less than PIPE_BUF bytes: lines of several writers never mix.

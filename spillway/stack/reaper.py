@@ -3,6 +3,7 @@
 It reads one instruction per line on standard input::
 
     pgid 4711 15 5.0    remember session 4711, to be asked to stop with signal 15 and killed 5 seconds later
+    known 4711 4713:881 session 4711 has been asked to stop, and this process (pid and start), of its family, with it
     forget 4711         it has been stopped
     dir %2Ftmp%2Fx      remember a directory (percent-encoded)
     forget-dir %2F...   it has been removed
@@ -20,7 +21,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TextIO
 from urllib.parse import quote, unquote_to_bytes
@@ -93,8 +94,13 @@ def send(pid: int, signum: int) -> None:
         os.killpg(pid, signum)
 
 
-def ask(leader: int, started: int | None, signum: int) -> set[Process]:
-    """Signal a leader's process group and return everyone who should be gone by the end of the grace period."""
+def ask(
+    leader: int, started: int | None, signum: int, report: Callable[[set[Process]], None] = lambda _: None
+) -> set[Process]:
+    """Signal a leader's process group and return everyone who should be gone by the end of the grace period.
+
+    `report` is told of them before: once the leader is gone, nothing leads to those in a session of their own.
+    """
     if not family(leader, started):
         if not HAS_PROC:
             send(leader, signum)
@@ -103,6 +109,7 @@ def ask(leader: int, started: int | None, signum: int) -> set[Process]:
     # its own, would have no living parent to be found by.
     send(leader, signal.SIGSTOP)
     members = family(leader, started)
+    report(members)
     send(leader, signum)
     send(leader, signal.SIGCONT)
     return members
@@ -141,6 +148,7 @@ class Reaper:
     """What must not survive the parent."""
 
     sessions: dict[int, Session] = field(default_factory=dict)
+    known: dict[int, set[Process]] = field(default_factory=dict)
     directories: dict[str, None] = field(default_factory=dict)
 
     def obey(self, line: str) -> None:
@@ -149,8 +157,13 @@ class Reaper:
             case ["pgid", pid, signum, grace_s]:
                 leader = read_process(int(pid))
                 self.sessions[int(pid)] = Session(int(signum), float(grace_s), leader.started if leader else None)
+            case ["known", leader, *members]:
+                pairs = [member.split(":") for member in members]
+                known = {Process(int(pid), parent=0, session=0, started=int(started)) for pid, started in pairs}
+                self.known.setdefault(int(leader), set()).update(known)
             case ["forget", pid]:
                 self.sessions.pop(int(pid), None)
+                self.known.pop(int(pid), None)
             case ["dir", path]:
                 self.directories[decode(path)] = None
             case ["forget-dir", path]:
@@ -158,7 +171,10 @@ class Reaper:
 
     def clean_up(self) -> None:
         """Ask every session to stop, kill each one that has not after its grace period, remove the directories."""
-        asked = {leader: ask(leader, session.started, session.stop_signal) for leader, session in self.sessions.items()}
+        asked = {
+            leader: ask(leader, session.started, session.stop_signal) | self.known.get(leader, set())
+            for leader, session in self.sessions.items()
+        }
         began = time.monotonic()
         # The impatient ones first, so that each gets its own time and the sum is that of the most patient one.
         for leader, session in sorted(self.sessions.items(), key=lambda item: item[1].grace_s):

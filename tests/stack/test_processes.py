@@ -22,9 +22,10 @@ MARKER = "SPILLWAY_TEST_RUN"
 # Children as unpleasant as they come: one that ignores signals, one with a child in a session of its own (like
 # PostgreSQL's backends) and one that ended but left its own child behind (like an emulator whose runtime stays).
 PARENT = """
-import sys, time
+import sys, tempfile, time
 from spillway.stack.processes import Processes
 
+tempfile.gettempdir()  # writes a file to see whether it can; what is interrupted there is not ours
 print("go", flush=True)
 with Processes() as processes:
     for _ in range(3):
@@ -62,12 +63,12 @@ def marked(token: str) -> list[str]:
 class Run:
     """A parent process of its own, to be ended in some way."""
 
-    def __init__(self, directory: Path, stay_s: float = 600) -> None:
+    def __init__(self, directory: Path, argument: object = 600, code: str = PARENT) -> None:
         self.directory = directory
         self.token = os.urandom(8).hex()
         env = {**os.environ, MARKER: self.token, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", PARENT, str(stay_s)], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code, str(argument)], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
 
     def wait_for(self, line: bytes) -> None:
@@ -102,7 +103,7 @@ def test_a_signal_to_the_parent_leaves_nothing(tmp_path: Path, signum: signal.Si
 
 
 def test_a_normal_end_leaves_nothing(tmp_path: Path) -> None:
-    run = Run(tmp_path, stay_s=0)
+    run = Run(tmp_path, 0)
     run.end()
     assert run.popen.returncode == 0
     # At once: nothing is left for the watchdog to do after the parent.
@@ -129,6 +130,34 @@ def test_a_second_ctrl_c_while_it_stops_leaves_nothing(tmp_path: Path, seed: int
     time.sleep(random.Random(seed).uniform(0, 0.3))
     run.popen.send_signal(signal.SIGINT)
     run.end()
+    run.assert_nothing_left()
+
+
+# Interrupted where the head of the family is gone, and with it the way to a grandchild in a session of its own.
+INTERRUPTED = """
+import signal, sys, time
+from spillway.stack import reaper
+from spillway.stack.processes import Processes
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+with Processes() as processes:
+    child = processes.spawn(["sh", "-c", "setsid sleep 600; true"], name="other session", grace_s=5)
+    while len({process.session for process in reaper.family(child.pid, None)}) < 2:
+        time.sleep(0.01)
+    print("up", flush=True)
+    reaper.kill = interrupted
+    processes.stop(child, signal.Signals[sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("signum", ["SIGTERM", "SIGKILL"])
+def test_an_interrupt_between_asking_and_killing_leaves_nothing(tmp_path: Path, signum: str) -> None:
+    run = Run(tmp_path, signum, code=INTERRUPTED)
+    run.wait_for(b"up\n")
+    run.end()
+    assert run.popen.returncode != 0
     run.assert_nothing_left()
 
 
