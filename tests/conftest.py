@@ -7,6 +7,9 @@ What a worker does can be tested on both of its routes: a test or module that is
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,8 @@ REGION = "us-east-1"
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 PROXY_ROUTE = pytest.mark.parametrize("route", ["proxy"], indirect=True)
 BOTH_ROUTES = pytest.mark.parametrize("route", ["direct", "proxy"], indirect=True)
+#: A container's may be as small as 64 MB; a server of these tests takes 100 to 200.
+SHARED_MEMORY, MEMORY_NEEDED = "/dev/shm", 2 * 1024**3  # noqa: S108
 _numbers = itertools.count(1)
 
 
@@ -87,8 +92,22 @@ def processes() -> Iterator[Processes]:
 def postgres(processes: Processes) -> PostgresServer:
     """A server for all tests; fsync is off, because no test pulls the power plug."""
     server = PostgresServer(processes, durable=False)
-    server.start()
+    with in_memory():
+        server.start()
     return server
+
+
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """New temporary directories are in memory, where there is some: a thousand databases are a third faster there."""
+    before = tempfile.gettempdir()
+    with suppress(OSError):
+        if shutil.disk_usage(SHARED_MEMORY).free > MEMORY_NEEDED:
+            tempfile.tempdir = SHARED_MEMORY
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +124,7 @@ def migrated(postgres: PostgresServer) -> str:
 def new_database(server: PostgresServer, template: str = "template1") -> str:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     return name
 
 

@@ -38,6 +38,7 @@ _SETTINGS = {
     "unix_socket_directories": "",  # one way in only; also, a socket's path may not exceed 107 bytes
     "ssl": "off",
     "max_connections": "100",
+    "dynamic_shared_memory_type": "mmap",  # beside the data: in /dev/shm a killed server would leave it
     "log_timezone": "UTC",
     "timezone": "UTC",
 }

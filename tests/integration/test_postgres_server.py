@@ -110,6 +110,11 @@ def test_stop_leaves_no_process_and_no_port(processes: Processes) -> None:
     server.stop()
 
 
+def test_shared_memory_goes_with_the_data_even_of_a_killed_server(server: PostgresServer) -> None:
+    directory = Path(str(setting(server, "data_directory")))
+    assert list((directory / "pg_dynshmem").iterdir()), "and not in /dev/shm, where nobody would remove it"
+
+
 def test_a_given_port_is_used_and_a_taken_one_is_named(processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
