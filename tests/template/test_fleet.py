@@ -433,7 +433,7 @@ def test_the_makefile_builds_for_what_the_template_deploys(resources: dict[str, 
 def test_an_unknown_parameter_is_refused_with_the_known_ones() -> None:
     with pytest.raises(StackError, match=r"no parameter DatabaseHots\. It has .*DatabaseHost"):
         load_fleet({"DatabaseHots": "x"})
-    with pytest.raises(StackError, match="DatabaseBorrowTimeout cannot be '3': expected one of 0, 1, 2, 4"):
+    with pytest.raises(StackError, match="DatabaseBorrowTimeout cannot be '3': expected one of 1, 2, 4"):
         load_fleet({"DatabaseBorrowTimeout": 3})
     with pytest.raises(StackError, match=r"template\.yaml's parameter Needed has no value\."):
         resolve({"Parameters": {"Needed": {"Type": "String"}}, "Resources": {}}, {})
