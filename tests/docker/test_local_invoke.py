@@ -7,24 +7,19 @@ The same event through the same handler in this process, straight on PostgreSQL,
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from aws_lambda_powertools.utilities.batch import process_partial_response
 from psycopg import sql
 
-from spillway.contracts import CONTRACTS
 from spillway.samples import all_samples
 from spillway.stack.metrics import MetricStore
 from spillway.stack.template import REPOSITORY
 from tests.conftest import drop_database, new_database
 from tests.docker.conftest import SHELL, take_dead_letters
-from tests.integration.test_database import settings
+from tests.integration.test_samples import handled
 from workers.migrate.runner import load, migrate
-from workers.runtime.database import Database
-from workers.runtime.worker import build_processor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,14 +141,7 @@ def in_this_process(
 ) -> tuple[list[str], dict[str, float]]:
     """Ids of the messages that are poison, sorted, and how many records had which outcome."""
     event = json.loads((REPOSITORY / f"events/samples/{sample}.json").read_text())
-    connection = Database(settings(database))
-    processor = build_processor(worker, CONTRACTS[worker], settings(database), connection)
-    to_row = import_module(f"workers.{worker}.handler").to_row
-    response = process_partial_response(event=event, record_handler=to_row, processor=processor, context=None)
-    connection.discard()
-    counted = MetricStore()
-    for line in capsys.readouterr().out.splitlines():
-        counted.feed(line)
+    response, counted = handled(worker, event, database, capsys)
     failed = sorted(failure["itemIdentifier"] for failure in response["batchItemFailures"])
     return failed, {name: counted.sum(name) for name in OUTCOMES}
 

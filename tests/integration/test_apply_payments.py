@@ -660,7 +660,7 @@ TAMPERING = {
     " WHERE ordinal = (SELECT max(ordinal) FROM ledger)",
     "a wrong running balance": "UPDATE ledger SET balance = balance + 1"
     " WHERE ordinal = (SELECT max(ordinal) FROM ledger)",
-    "another currency": "UPDATE ledger SET currency = 'XXX' WHERE ordinal = (SELECT max(ordinal) FROM ledger)",
+    "another currency": "UPDATE ledger SET currency = 'CHF' WHERE ordinal = (SELECT max(ordinal) FROM ledger)",
     "a wrong balance": "UPDATE accounts SET balance = balance + 1 WHERE account = '1-acc-00001'",
     "a wrong limit": "UPDATE accounts SET overdraft_limit = overdraft_limit + 1 WHERE account = '1-acc-00001'",
     "a wrong next number": "UPDATE accounts SET next_sequence = next_sequence + 1 WHERE account = '1-acc-00001'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aws_lambda_powertools.utilities.batch import process_partial_response
@@ -26,10 +26,10 @@ pytestmark = BOTH_ROUTES
 SAMPLES = [(worker, sample) for worker, samples in all_samples().items() for sample in samples]
 
 
-@pytest.mark.parametrize(("worker", "sample"), SAMPLES, ids=[sample.name for _, sample in SAMPLES])
-def test_sample(worker: str, sample: Sample, database: TestDatabase, capsys: pytest.CaptureFixture[str]) -> None:
-    """Well-formed records are written, broken ones given back: no dead-letter queue is configured here."""
-    event = json.loads(json.dumps(sample.event))
+def handled(
+    worker: str, event: dict[str, Any], database: TestDatabase, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, Any], MetricStore]:
+    """The partial batch response of `worker` to `event`, and its metrics, without a dead-letter queue."""
     connection = Database(settings(database))
     processor = build_processor(worker, CONTRACTS[worker], settings(database), connection)
     to_row = import_module(f"workers.{worker}.handler").to_row
@@ -38,6 +38,14 @@ def test_sample(worker: str, sample: Sample, database: TestDatabase, capsys: pyt
     counted = MetricStore()
     for line in capsys.readouterr().out.splitlines():
         counted.feed(line)
+    return response, counted
+
+
+@pytest.mark.parametrize(("worker", "sample"), SAMPLES, ids=[sample.name for _, sample in SAMPLES])
+def test_sample(worker: str, sample: Sample, database: TestDatabase, capsys: pytest.CaptureFixture[str]) -> None:
+    """Well-formed records are written, broken ones given back: no dead-letter queue is configured here."""
+    event = json.loads(json.dumps(sample.event))
+    response, counted = handled(worker, event, database, capsys)
 
     done = sum(counted.sum(name) for name in ("Applied", "Stale", "Duplicate", "Rejected"))
     assert done + len(response["batchItemFailures"]) == len(event["Records"])

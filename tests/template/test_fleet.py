@@ -322,8 +322,7 @@ def test_consumers_roll_out_behind_an_alias_that_their_own_alarms_watch(
         assert off.resolve(configuration) == {}
 
 
-#: Parameters of a consumer's environment that no version's description may hold, or has to: secrets and long texts of
-#: development, and switches whose change replaces what others refer to.
+#: A secret, and a text too long for a description; both are for development (docs/deploy.md says so).
 UNDESCRIBED = {"DatabasePassword", "DatabaseSslRootCert"}
 
 
