@@ -121,7 +121,11 @@ def test_a_killed_backend_is_replaced_within_the_same_write(database: TestDataba
     invocation = Invocation(lambda: deadline - time.monotonic())
     assert len(writer.write(rows[:50], invocation).answers) == 50
     with database.owner() as owner:
-        owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (LOGIN.name,))
+        # With a time it returns when they are gone, and not when they have been told to go.
+        owner.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", (LOGIN.name,))
+    while database.proxy is not None and database.proxy.metrics["DatabaseConnections"]:
+        assert time.monotonic() < deadline, "the proxy has not noticed"
+        time.sleep(0.01)
     written = writer.write(rows[50:], invocation)
     assert len(written.answers) == 50
     assert not written.given_back
