@@ -14,7 +14,7 @@ from spillway.stack.metrics import MetricStore
 from tests.unit.fakes import FakeSqs, FakeStore, processor, record
 from workers.orders.handler import to_row
 from workers.runtime.bulk import BulkBatchProcessor
-from workers.runtime.dead_letters import SEND_BUDGET_S
+from workers.runtime.dead_letters import CANARY, SEND_BUDGET_S
 from workers.runtime.visibility import VISIBILITY_BUDGET_S
 
 
@@ -117,6 +117,58 @@ def test_a_warm_processor_starts_every_batch_afresh_and_keeps_none() -> None:
     assert run(warm, event(["{"])) == ["m0"]
     assert run(warm, event(GOOD[:2])) == []
     assert warm.records == warm.success_messages == warm.fail_messages == []
+
+
+CANARY_FATES = {
+    "applied": ("applied", None, None),
+    "duplicate": ("duplicate", None, None),
+    "rejected": ("rejected", "insufficient_stock", None),
+    "dead-lettered": ("invalid", "23514", "constraint orders_total_not_negative"),
+    "held": ("held", None, None),
+}
+
+
+def canary(message: dict[str, Any], whose: str = "redrive-7") -> dict[str, Any]:
+    return message | {"messageAttributes": {CANARY: {"dataType": "String", "stringValue": whose}}}
+
+
+def canary_lines(output: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{") and "_aws" not in line]
+    return [line for line in lines if line["message"] == "canary"]
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+@pytest.mark.parametrize("outcome", CANARY_FATES)
+def test_what_became_of_a_canary_is_told(outcome: str, fifo: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    store = FakeStore({IDS[1]: CANARY_FATES[outcome]})
+    records = event(GOOD[:3])
+    records[1] = canary(records[1])
+    if fifo:
+        for number, one in enumerate(records):
+            one["eventSourceARN"] += ".fifo"
+            one["attributes"] |= {"MessageGroupId": f"g{number}"}
+    # A name of its own each time: Powertools' logger keeps the standard output it first saw under a name.
+    run(processor(store, FakeSqs(), worker=f"canary-{outcome}-{fifo}"), records)
+    [line] = canary_lines(capsys.readouterr().out)
+    assert (line["canary"], line["message_id"], line["outcome"]) == ("redrive-7", "m1", outcome)
+    expected = {"reason": "data", "sqlstate": "23514"} if outcome == "dead-lettered" else {}
+    assert {key: line[key] for key in ("reason", "sqlstate") if key in line} == expected
+
+
+def test_a_canary_that_is_poison_at_once_or_given_back_is_told_of_too(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = FakeStore(error=errors.TooManyConnections("sorry"))
+    records = event(["{", GOOD[0]])
+    run(processor(refused, FakeSqs(), worker="canary-poison"), [canary(one, f"r{n}") for n, one in enumerate(records)])
+    lines = canary_lines(capsys.readouterr().out)
+    assert [(line["canary"], line["outcome"], line.get("reason")) for line in lines] == [
+        ("r0", "dead-lettered", "undecodable"),
+        ("r1", "saturated", None),
+    ]
+
+
+def test_a_batch_without_a_canary_tells_of_none(capsys: pytest.CaptureFixture[str]) -> None:
+    run(processor(FakeStore(), worker="canary-none"), event(GOOD[:2]))
+    assert canary_lines(capsys.readouterr().out) == []
 
 
 def test_no_payload_in_what_is_logged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from aws_lambda_powertools.utilities.batch import BasePartialBatchProcessor, EventType
 
 from workers.runtime import suspects
+from workers.runtime.dead_letters import CANARY
 from workers.runtime.invocation import Invocation, Ledger
 from workers.runtime.sqs import is_fifo
 from workers.runtime.trial import Trial
@@ -85,7 +86,8 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
     def _process(self) -> None:
         started = time.monotonic()
         invocation = Invocation(self._clock(), reserved_s=self._visibility.budget_s)
-        ledger = Ledger()
+        canaries = _canaries(self.records)
+        ledger = Ledger(canaries=dict.fromkeys(canaries, ""))
         was_closed = self._breaker.closed
         trial = Trial(
             decoder=self._decoder,
@@ -111,6 +113,8 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
             delayed = self._visibility.delay(ledger.given_back, invocation.remaining_s, elapsed_s)
             if delayed.refused:
                 self._telemetry.delays_refused(delayed.refused, delayed.trouble)
+        for message_id, whose in canaries.items():
+            self._telemetry.canary(whose, message_id, ledger.canaries[message_id], trial.blamed.get(message_id))
         self._telemetry.batch(
             ledger.outcomes,
             invocation,
@@ -155,6 +159,15 @@ class BulkBatchProcessor(BasePartialBatchProcessor):
 
     async def _async_process_record(self, record: Any) -> NoReturn:  # noqa: ARG002
         raise TypeError("BulkBatchProcessor writes whole batches: use process_partial_response")
+
+
+def _canaries(records: list[Record]) -> dict[str, str]:
+    """Whose canary a message is, by message id, of those that are one; nearly always none is."""
+    return {
+        record["messageId"]: str(attributes[CANARY].get("stringValue", ""))
+        for record in records
+        if (attributes := record.get("messageAttributes")) and CANARY in attributes
+    }
 
 
 def _received_again(records: list[Record]) -> list[Record]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: Ours, so that a redrive can take exactly these off again.
 ATTRIBUTE = "spillway.dead-letter"
 REASON = "spillway.reason"
+#: On a message whose sender wants to know what becomes of it; its value comes back in the log (telemetry.py, `canary`).
+CANARY = "spillway.canary"
 #: In our JSON: the attribute that made room for it.
 FOLDED = "folded-attribute"
 
@@ -144,7 +146,7 @@ def _own_attributes(record: Record) -> dict[str, Any]:
 
 def own_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """`attributes` (as SQS's API has them) without ours, and with the one that had to make room for ours."""
-    own = {name: value for name, value in attributes.items() if name not in (ATTRIBUTE, REASON)}
+    own = {name: value for name, value in attributes.items() if name not in (ATTRIBUTE, REASON, CANARY)}
     folded = reasons_in(attributes).get(FOLDED)
     with suppress(AttributeError, KeyError, TypeError, ValueError):  # somebody else's, not as we write it
         own |= _unfolded(folded) if folded else {}

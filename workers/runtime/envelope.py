@@ -101,7 +101,7 @@ class EventDecoder(Generic[Event]):
         try:
             event = self._decode_json(body)
         except msgspec.ValidationError as violation:
-            inner = _unwrap(body) if wrappers_left else None
+            inner = unwrap(body) if wrappers_left else None
             if inner is None:
                 raise Poison(Reason.CONTRACT, self._describe_violation(str(violation))) from None
             return self._unwrapped(inner, wrappers_left - 1)
@@ -130,7 +130,7 @@ class _Wrapper(msgspec.Struct):
 _wrapper_decoder = msgspec.json.Decoder(_Wrapper)
 
 
-def _unwrap(body: str | bytes) -> str | bytes | None:
+def unwrap(body: str | bytes) -> str | bytes | None:
     """What one SNS or EventBridge envelope holds; None where `body` is neither."""
     try:
         wrapper = _wrapper_decoder.decode(body)
@@ -162,7 +162,7 @@ def identify(body: str | bytes) -> tuple[str, str]:
     for _ in range(MAX_WRAPPERS + 1):
         try:
             identity = _identity_decoder.decode(body)
-            inner = _unwrap(body)
+            inner = unwrap(body)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return "", ""
         if inner is None:

@@ -10,9 +10,13 @@ import hashlib
 import hmac
 import os
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from workers.runtime.failures import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: How long RDS accepts a token for connecting (RDS user guide, "IAM database authentication").
 TOKEN_LIFETIME_S = 900
@@ -20,13 +24,21 @@ TOKEN_LIFETIME_S = 900
 _SERVICE = "rds-db"
 
 
-def rds_token(host: str, port: int, user: str, region: str, *, now: datetime | None = None) -> str:
+def rds_token(
+    host: str,
+    port: int,
+    user: str,
+    region: str,
+    *,
+    now: datetime | None = None,
+    env: Mapping[str, str] = os.environ,
+) -> str:
     """A token to be used as the password of `user`. No network call is made.
 
-    Takes the credentials Lambda puts into the environment. Raises WorkerError where there are none.
+    Takes the credentials Lambda puts into the environment, `env`. Raises WorkerError where there are none.
     """
     try:
-        key_id, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+        key_id, secret = env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"]
     except KeyError as missing:
         raise WorkerError(f"{missing.args[0]}: expected AWS credentials to sign an IAM token, got nothing") from None
     moment = now or datetime.now(UTC)
@@ -40,7 +52,7 @@ def rds_token(host: str, port: int, user: str, region: str, *, now: datetime | N
         "X-Amz-Date": stamp,
         "X-Amz-Expires": str(TOKEN_LIFETIME_S),
     }
-    if session_token := os.environ.get("AWS_SESSION_TOKEN"):
+    if session_token := env.get("AWS_SESSION_TOKEN"):
         query["X-Amz-Security-Token"] = session_token
     query["X-Amz-SignedHeaders"] = "host"
     query_string = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in query.items())

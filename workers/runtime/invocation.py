@@ -35,19 +35,24 @@ class Invocation:
 
 @dataclass(slots=True)
 class Ledger:
-    """What became of each record: it is in exactly one of `done` and `given_back` in the end."""
+    """What became of each record: it is in exactly one of `done` and `given_back` in the end.
+
+    `canaries`: the outcome of each message that is one, by message id; '' until there is one.
+    """
 
     done: list[Record] = field(default_factory=list)
     given_back: list[tuple[Record, Failure]] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
+    canaries: dict[str, str] = field(default_factory=dict)
 
     def finish(self, outcome: str, record: Record) -> None:
         """`record` is done."""
         self.done.append(record)
         self.outcomes[outcome] += 1
+        self._note([record], outcome)
 
     def finish_all(self, outcomes: Counter[str], records: Collection[Record]) -> None:
-        """All of `records` are done, and `outcomes` counts how."""
+        """All of `records` are done, and `outcomes` counts how; none of them is a canary."""
         if self.outcomes:
             self.outcomes.update(outcomes)
         else:  # nearly always; updating a Counter takes 2 us
@@ -58,3 +63,10 @@ class Ledger:
         """`records` go back to their queue."""
         self.given_back += [(record, failure) for record in records]
         self.outcomes[failure.value] += len(records)
+        self._note(records, failure.value)
+
+    def _note(self, records: list[Record], outcome: str) -> None:
+        if self.canaries:
+            for record in records:
+                if record["messageId"] in self.canaries:
+                    self.canaries[record["messageId"]] = outcome

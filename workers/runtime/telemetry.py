@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Mapping
 
-    from workers.runtime.failures import Failure
+    from workers.runtime.failures import Failure, Poison
     from workers.runtime.invocation import Invocation
 
 #: Where POWERTOOLS_METRICS_NAMESPACE is not set, which is on a desk: template.yaml gives each fleet one of its own, so
@@ -46,6 +46,8 @@ REDELIVERED = "Redelivered"
 BREAKER_OPEN = "BreakerOpen"
 DELAY_REFUSED = "DelayRefused"
 
+#: How much of a canary's attribute a log line carries: a message may come from anywhere.
+MAX_CANARY = 100
 #: How much of an error's text a log line carries.
 MAX_ERROR_TEXT = 200
 
@@ -94,6 +96,17 @@ class Telemetry:
         self._logger.warning(
             "poison", reason=reason, detail=detail, messages=len(message_ids), message_ids=message_ids[:10]
         )
+
+    def canary(self, whose: str, message_id: str, outcome: str, poison: Poison | None) -> None:
+        """Report what became of one message, because its sender asked: `whose` is what it put into the attribute.
+
+        `outcome` is a key of OUTCOME_METRICS; for what was poison there is why.
+        """
+        why: dict[str, Any] = (
+            {"reason": poison.reason.value, "detail": poison.detail, "sqlstate": poison.sqlstate} if poison else {}
+        )
+        # A warning, so that it is told at every level but ERROR: somebody waits for it.
+        self._logger.warning("canary", canary=whose[:MAX_CANARY], message_id=message_id, outcome=outcome, **why)
 
     def dead_letters_refused(self, messages: int, why: str) -> None:
         """Report poison that is still in its queue because the dead-letter queue did not take it."""

@@ -51,6 +51,8 @@ class Trial:
         self._poisoned: list[tuple[Record, Poison]] = []
         self.invocation = invocation
         self.ledger = ledger
+        #: Why a canary is poison, by message id.
+        self.blamed: dict[str, Poison] = {}
 
     def together(self, records: list[Record]) -> None:
         """Try `records` of a standard queue as one batch."""
@@ -76,7 +78,12 @@ class Trial:
                     rows.append(row)
         written = self._write(rows)
         answered = Counter(map(_outcome_of, written.answers))
-        if len(written.answers) == len(holders) and answered.keys() <= DONE and not repeats:
+        if (
+            len(written.answers) == len(holders)
+            and answered.keys() <= DONE
+            and not repeats
+            and not self.ledger.canaries
+        ):
             # Nearly every batch: each event is answered for once (the writer checked whose answers they are) and done.
             self.ledger.finish_all(answered, holders.values())
         else:
@@ -210,6 +217,8 @@ class Trial:
     def _send(self, poisoned: list[tuple[Record, Poison]]) -> set[str]:
         by_cause: dict[tuple[str, str], list[str]] = {}
         for record, poison in poisoned:
+            if record["messageId"] in self.ledger.canaries:
+                self.blamed[record["messageId"]] = poison
             by_cause.setdefault((poison.reason.value, poison.detail), []).append(record["messageId"])
         for (reason, detail), message_ids in by_cause.items():
             self._telemetry.dead_letter(reason, detail, message_ids)
