@@ -85,6 +85,12 @@ CHAOS ?= --runs 200 --parallel 4 --minutes 30
 chaos: $(VENV)/.dev-installed ## Run the chaos suite (half an hour; CHAOS='--seed 7 --run 12' makes one run again)
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
+CHAOS_REDRIVE ?= --seed 1121 --kills 100
+
+.PHONY: chaos-redrive
+chaos-redrive: $(VENV)/.dev-installed ## Kill a redrive at 100 random moments: nothing may be lost or take effect twice (a minute)
+	$(BIN)/python -m tests.chaos.redrive_chaos $(CHAOS_REDRIVE)
+
 .PHONY: chaos-mutants
 chaos-mutants: $(VENV)/.dev-installed ## Take the safeguards out one by one: the chaos suite must notice (10 minutes)
 	$(BIN)/python -m tests.chaos.mutants
@@ -99,6 +105,7 @@ bench: $(VENV)/.dev-installed ## Run the benchmarks (about 40 minutes)
 	$(BIN)/python -m bench.audit
 	$(BIN)/python -m bench.saturation
 	$(BIN)/python -m bench.recovery
+	$(BIN)/python -m bench.redrive
 	$(BIN)/python -m bench.rdsproxy
 
 .PHONY: generate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from spillway.errors import SpillwayError
@@ -26,7 +26,21 @@ def sqs_client(
     attempts: int = 3,
     connections: int = 10,
 ) -> SQSClient:
-    """An SQS client; without arguments it reaches AWS as the AWS CLI would.
+    """An SQS client: see `client`."""
+    made: SQSClient = client("sqs", endpoint_url, region, profile, attempts=attempts, connections=connections)
+    return made
+
+
+def client(
+    service: str,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    profile: str | None = None,
+    *,
+    attempts: int = 3,
+    connections: int = 10,
+) -> Any:
+    """A boto3 client of `service`; without further arguments it reaches AWS as the AWS CLI would.
 
     An endpoint on this machine needs no configuration: it gets dummy credentials unless the environment or `profile`
     has some, a region, and no HTTP proxy. `attempts` counts tries of one call; pass 1 where the caller retries
@@ -36,7 +50,7 @@ def sqs_client(
     # Importing boto3 takes 0.2 s; commands that never talk to SQS do not pay for it.
     import boto3  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
-    from botocore.exceptions import NoRegionError, ProfileNotFound  # noqa: PLC0415
+    from botocore.exceptions import InvalidRegionError, NoRegionError, ProfileNotFound  # noqa: PLC0415
 
     local = endpoint_url is not None and is_local(endpoint_url)
     dummy = local and profile is None and "AWS_ACCESS_KEY_ID" not in os.environ
@@ -50,9 +64,9 @@ def sqs_client(
     )
     try:
         # botocore reads AWS_DEFAULT_REGION only; every other SDK, and Lambda, has AWS_REGION.
-        session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION"))
+        session: Any = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION"))
         return session.client(
-            "sqs",
+            service,
             endpoint_url=endpoint_url,
             region_name=session.region_name or (LOCAL_REGION if local else None),
             aws_access_key_id="test" if dummy else None,
@@ -63,6 +77,8 @@ def sqs_client(
         raise SpillwayError(f"{error}.", "Check --profile, AWS_PROFILE and ~/.aws/config.") from error
     except NoRegionError as error:
         raise SpillwayError("No AWS region is configured.", "Pass --region or set AWS_REGION.") from error
+    except InvalidRegionError as error:
+        raise SpillwayError(str(error), "Check --region and AWS_REGION; eu-west-1 is one.") from error
     except ValueError as error:
         raise SpillwayError(f"{error}.", "Expected an endpoint like http://127.0.0.1:4566.") from error
 

@@ -10,10 +10,15 @@ from typing import NoReturn
 
 import typer
 
+from spillway.aws_errors import explained
 from spillway.commands.demo import demo
+from spillway.commands.dlq import app as dlq
+from spillway.commands.doctor import doctor
+from spillway.commands.drill import failover_drill
 from spillway.commands.generate import generate
 from spillway.commands.migrate import migrate
 from spillway.commands.new import app as new
+from spillway.commands.pinned import pinned
 from spillway.commands.pins import pins
 from spillway.commands.rdsproxy import app as rdsproxy
 from spillway.commands.send import send
@@ -31,8 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for command in (demo, up, send, status, migrate, generate, pins):
+for command in (demo, up, send, status, doctor, failover_drill, pinned, migrate, generate, pins):
     app.command()(command)
+app.add_typer(dlq, name="dlq")
 app.add_typer(rdsproxy, name="rdsproxy")
 app.add_typer(new, name="new")
 
@@ -62,6 +68,8 @@ def explain(error: Exception) -> str:
         return f"{error.message}\n{error.hint}" if error.hint else error.message
     if isinstance(error, WorkerError):
         return str(error)
+    if type(error).__module__.startswith("botocore."):
+        return explain(explained(error))
     if isinstance(error, FileNotFoundError) and (error.strerror or "").startswith("No usable temporary directory"):
         return f"{error.strerror}.\nSet TMPDIR to a writable directory, on a disk that is not full."
     if isinstance(error, OSError) and error.strerror:

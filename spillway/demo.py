@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from spillway.dead_letters import reasons_of
+from spillway.dlq.reading import read_all
 from spillway.histories.orders import read_rows
 from workers.runtime.telemetry import BATCH_SIZE, OUTCOME_METRICS
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import MessageTypeDef
 
+    from spillway.dlq.letters import Letter
     from spillway.histories.orders import OrdersHistory
     from spillway.rdsproxy.metrics import Snapshot
     from spillway.stack.metrics import MetricStore
@@ -83,10 +83,10 @@ def examine(
     differing = sum(rows.get(key) != row for key, row in expected.rows.items()) + len(
         rows.keys() - expected.rows.keys()
     )
-    letters = peek_all(client, dead_letter_url)
+    letters = read_all(client, dead_letter_url)
     broken = Counter(message.body for message in history.messages if message.kind in expected.poison)
     total = sum(done.values())
-    unexplained = sum(not reasons_of(letter).get("reason") for letter in letters)
+    unexplained = sum(not letter.reasons.get("reason") for letter in letters)
     checks = [
         Check(
             total == sent == len(history.messages),
@@ -105,7 +105,7 @@ def examine(
             f"rows equal the sequential reference: {len(expected.rows) - differing:,} of {len(expected.rows):,}",
         ),
         Check(
-            Counter(letter.get("Body", "") for letter in letters) == broken and not unexplained,
+            Counter(letter.body for letter in letters) == broken and not unexplained,
             f"the dead letters are the broken messages, each with its reason: {len(letters):,} of {broken.total():,}",
         ),
     ]
@@ -127,26 +127,6 @@ def examine(
     )
 
 
-def peek_all(client: SQSClient, url: str) -> list[MessageTypeDef]:
-    """Every message of a queue; each is made visible again."""
-    messages: dict[str, MessageTypeDef] = {}
-    while batch := client.receive_message(
-        QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=0, VisibilityTimeout=120, MessageAttributeNames=["All"]
-    ).get("Messages"):
-        messages.update((message["MessageId"], message) for message in batch)
-    found = list(messages.values())
-    for start in range(0, len(found), 10):
-        client.change_message_visibility_batch(
-            QueueUrl=url,
-            Entries=[
-                {"Id": str(index), "ReceiptHandle": message["ReceiptHandle"], "VisibilityTimeout": 0}
-                for index, message in enumerate(found[start : start + 10])
-            ],
-        )
-    return found
-
-
-def _cause(message: MessageTypeDef) -> tuple[str, str]:
+def _cause(letter: Letter) -> tuple[str, str]:
     # Where in the text a parser gave up differs from message to message and is no cause of its own.
-    reasons = reasons_of(message)
-    return reasons.get("reason", ""), _BYTE.sub("", reasons.get("detail", ""))
+    return letter.reasons.get("reason", ""), _BYTE.sub("", letter.reasons.get("detail", ""))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spillway.aws import sqs_client
+from spillway.commands.files import opened
 from spillway.contracts import contract_of
 from spillway.errors import SpillwayError
 from spillway.interrupts import INTERRUPTED, interrupts
@@ -80,7 +78,7 @@ def send(
         preparer = Preparer(contract, fifo=fifo, group_by=fair_group or ("subject" if fifo else None))
         entries = _entries_for(rate)
         with ExitStack() as stack:
-            source = stack.enter_context(_opened(file))
+            source = stack.enter_context(opened(file))
             bad_lines = BadLineFile(_bad_line_path(file, invalid_to)) if skip_invalid and not dry_run else None
             checked = _checked(
                 source, preparer, file, entries=entries, bad_lines=bad_lines, refuse=not skip_invalid, fifo=fifo
@@ -187,23 +185,6 @@ def _bad_line_path(file: str, chosen: Path | None) -> Path:
 def _entries_for(rate: float | None) -> int:
     """Entries of a batch: below 20 events/s fewer, so that events leave twice a second rather than ten at a time."""
     return MAX_BATCH_ENTRIES if rate is None else max(1, min(MAX_BATCH_ENTRIES, int(rate / 2)))
-
-
-@contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
-    """The file; standard input is first copied to a temporary file, because it is read twice."""
-    if file == "-":
-        with tempfile.TemporaryFile() as spool:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-            spool.seek(0)
-            yield spool
-        return
-    try:
-        source = Path(file).open("rb")  # noqa: SIM115 - closed below; only opening it may fail with this message
-    except OSError as error:
-        raise SpillwayError(f"Cannot read {file}: {error.strerror}.", "Name a JSONL file, or - for stdin.") from error
-    with source:
-        yield source
 
 
 def _journal(file: str, target: Target, *, resume: bool) -> Journal | None:

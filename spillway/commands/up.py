@@ -21,7 +21,7 @@ from spillway.interrupts import interrupts
 from spillway.stack.containers import write_variables
 from spillway.stack.local import LocalStack, Route, StackOptions
 from spillway.stack.processes import Processes
-from spillway.stack.snapshot import Snapshot, status_file, take
+from spillway.stack.snapshot import History, Snapshot, status_file, take
 from spillway.stack.state import StackState, read_state, remove_state, write_state
 from spillway.stack.template import TEMPLATE
 
@@ -159,6 +159,10 @@ def publish(stack: LocalStack) -> None:
             started_at=time.time(),
             log_dir=str(stack.log_dir),
             proxy_admin_url=stack.proxy.admin_url if stack.proxy is not None else None,
+            functions=stack.functions(),
+            login=stack.login,
+            template=str(stack.template),
+            parameters={name: _as_text(value) for name, value in stack.fleet.parameters.items()},
         )
     )
 
@@ -208,13 +212,16 @@ def watch(
     stack: LocalStack, console: Console, interrupted: threading.Event, admin: psycopg.Connection[tuple[Any, ...]]
 ) -> None:
     """Show the status line until interrupted. Raises StackError when a server dies."""
-    file = status_file(stack.log_dir)
+    file, history = status_file(stack.log_dir), History()
 
     def snapshots() -> Iterator[Snapshot]:
         while not interrupted.is_set():
             stack.check_alive()
-            snapshot = take(stack, admin)
-            file.write_bytes(msgspec.json.encode(snapshot))
+            snapshot = take(stack, admin, history)
+            # In one step: somebody may be reading it.
+            partial = file.with_suffix(".new")
+            partial.write_bytes(msgspec.json.encode(snapshot))
+            partial.replace(file)
             yield snapshot
 
     if console.is_terminal:
@@ -229,6 +236,10 @@ def watch(
             console.print(line, soft_wrap=True)
             shown, due_at = line, time.monotonic() + PRINT_S
         interrupted.wait(REFRESH_S)
+
+
+def _as_text(parameter: Any) -> str:
+    return ",".join(parameter) if isinstance(parameter, list) else str(parameter)
 
 
 def _pairs(parameters: list[str]) -> Iterator[tuple[str, str]]:

@@ -22,12 +22,16 @@ _HEAD, _TAIL = b'{"Records":[', b"]}"
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One received message: its keys, and its record as JSON bytes, encoded once and measured."""
+    """One received message: its keys, and its record as JSON bytes, encoded once and measured.
+
+    `sent_at` is SQS's SentTimestamp in seconds since the epoch, None where a server does not say.
+    """
 
     message_id: str
     receipt_handle: str
     group_id: str | None
     record: bytes
+    sent_at: float | None = None
 
 
 def received(message: Mapping[str, Any], *, queue_arn: str, region: str) -> Received:
@@ -56,7 +60,14 @@ def received(message: Mapping[str, Any], *, queue_arn: str, region: str) -> Rece
         encoded = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         encoded = json.dumps(record, separators=(",", ":")).encode()
-    return Received(message["MessageId"], message["ReceiptHandle"], attributes.get("MessageGroupId"), encoded)
+    sent = attributes.get("SentTimestamp", "")
+    return Received(
+        message["MessageId"],
+        message["ReceiptHandle"],
+        attributes.get("MessageGroupId"),
+        encoded,
+        int(sent) / 1000 if sent.isascii() and sent.isdigit() else None,
+    )
 
 
 def _message_attribute(value: Mapping[str, Any]) -> dict[str, Any]:

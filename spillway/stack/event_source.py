@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from spillway.stack.acknowledgement import Acknowledger, backoff_s
 from spillway.stack.batch import MAX_PAYLOAD_BYTES, Batch, Received, received
 from spillway.stack.mapping import MappingConfig
-from spillway.stack.mapping_stats import MappingStats, Tally
+from spillway.stack.mapping_stats import MappingStats, Oldest, Tally
 from spillway.stack.partial_response import Reason, Verdict, unacknowledged
 from spillway.stack.schedule import Schedule
 from spillway.stack.warm_pool import ExecutionEnvironment, Invocation, PoolClosedError, WarmPool
@@ -78,6 +78,7 @@ class EventSourceMapping:
         self._give_up = threading.Event()
         self._threads: list[threading.Thread] = []
         self._tally = Tally()
+        self._oldest = Oldest()
 
     def start(self) -> None:
         """Start polling and return at once.
@@ -129,7 +130,7 @@ class EventSourceMapping:
     def stats(self) -> MappingStats:
         """A consistent snapshot; cheap enough for a live display."""
         with self._changed:
-            return self._tally.stats(self._schedule, environments=len(self._environments))
+            return self._tally.stats(self._schedule, environments=len(self._environments), oldest=self._oldest)
 
     # Receiving
 
@@ -204,6 +205,7 @@ class EventSourceMapping:
         """Give every batch that may run a thread of its own. The caller holds the lock."""
         while (batch := self._schedule.start()) is not None:
             self._tally.peak_invoking = max(self._tally.peak_invoking, self._schedule.invoking)
+            self._oldest.started(batch)
             threading.Thread(
                 target=self._run_batch, args=(batch,), name=f"{self.config.queue_name}-batch", daemon=True
             ).start()
@@ -214,6 +216,7 @@ class EventSourceMapping:
         done = [message for message in batch.messages if message.message_id not in failed]
         with self._changed:
             self._schedule.invoked()
+            self._oldest.ended(batch, failed)
             self._tally.invocations += 1
             self._tally.succeeded += len(done)
             self._tally.batches_by_reason[verdict.reason] += 1

@@ -24,6 +24,7 @@ from spillway.stack.queues import CreatedQueue, create_queues
 from spillway.stack.rds_proxy import MAX_CONNECTIONS, Credentials, RdsProxyServer
 from spillway.stack.scheduler import ScheduledFunction, rate_s, scheduled_event
 from spillway.stack.sqs_server import MinistackServer
+from spillway.stack.state import WorkerLogin
 from spillway.stack.template import (
     ACCOUNT,
     REGION,
@@ -206,6 +207,34 @@ class LocalStack:
     def access_key(self) -> str:
         """Id of the key that the functions have, and sign their IAM tokens with."""
         return self._function_credentials().access_key
+
+    @property
+    def login(self) -> WorkerLogin:
+        """How the workers log in to the database, secrets and all."""
+        credentials = self._function_credentials()
+        server = self.proxy or self.postgres
+        return WorkerLogin(
+            proxy=self.proxy is not None,
+            host=server.host,
+            port=server.port,
+            database=DATABASE,
+            user=self._user,
+            password=self._password,
+            ca_file=str(self.proxy.ca_file) if self.proxy is not None else None,
+            access_key=credentials.access_key,
+            secret_key=credentials.secret_key,
+            session_token=credentials.token,
+        )
+
+    def functions(self) -> dict[str, str]:
+        """The function's name of every worker that is to run, by schedule or by queue."""
+        every: list[EventSource | FunctionSchedule] = [*self._sources(), *self.scheduled()]
+        return {self.worker_of(one): self.fleet.functions[one.function].name for one in every}
+
+    @property
+    def template(self) -> Path:
+        """The file that the stack is made of."""
+        return self._options.template.absolute()
 
     def stats(self) -> list[MappingStats]:
         """A snapshot of every mapping."""

@@ -8,7 +8,41 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from spillway.stack.batch import Batch
     from spillway.stack.schedule import Schedule
+
+
+class Oldest:
+    """Since when the oldest message waits, as far as the latest batches tell: SQS's local servers do not.
+
+    Not thread-safe, the mapping's lock guards it.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, float] = {}
+        self._given_back: float | None = None
+
+    def started(self, batch: Batch) -> None:
+        sent = [message.sent_at for message in batch.messages if message.sent_at is not None]
+        if sent:
+            self._running[id(batch)] = min(sent)
+
+    def ended(self, batch: Batch, failed: Collection[str]) -> None:
+        """`failed` are the ids of messages that were not done. They come again, so they still wait."""
+        self._running.pop(id(batch), None)
+        waiting = [one.sent_at for one in batch.messages if one.sent_at is not None and one.message_id in failed]
+        self._given_back = min(waiting, default=None)
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the oldest message was sent: of the batches that run, and of the last one that ended, if it failed.
+
+        Seconds since the epoch; None where none of them has a message that is not done.
+        """
+        given_back = [] if self._given_back is None else [self._given_back]
+        return min([*self._running.values(), *given_back], default=None)
 
 
 @dataclass(slots=True)
@@ -44,7 +78,7 @@ class Tally:
         self.errors += 1
         self.last_error, self.last_error_at = sentence, at
 
-    def stats(self, schedule: Schedule, *, environments: int) -> MappingStats:
+    def stats(self, schedule: Schedule, *, environments: int, oldest: Oldest) -> MappingStats:
         """Return a copy, with what `schedule` holds at the moment."""
         return MappingStats(
             **{one.name: copy(getattr(self, one.name)) for one in fields(Tally)},
@@ -54,6 +88,7 @@ class Tally:
             in_flight_messages=schedule.held,
             concurrency_limit=schedule.ramp.limit,
             environments=environments,
+            oldest_sent_at=oldest.sent_at,
         )
 
 
@@ -71,6 +106,8 @@ class MappingStats(Tally):
     """Messages received and not yet acknowledged, the gathered ones included."""
     concurrency_limit: int
     environments: int
+    oldest_sent_at: float | None
+    """See `Oldest.sent_at`."""
 
     @property
     def failed(self) -> int:

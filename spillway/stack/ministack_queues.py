@@ -1,9 +1,9 @@
-"""ministack's own entry point, with four scans of its SQS queues made cheap. Run as a program.
+"""ministack's own entry point, with five scans of its SQS queues made cheap. Run as a program.
 
 ministack 1.5.33 keeps a queue in one list and reads all of it several times per ReceiveMessage and ten times per
-DeleteMessageBatch. Sending, receiving and deleting ten messages takes about 1.5 ms on an empty queue and 25 ms on
-one of 20,000. The functions here answer the same (a test compares them with the originals, operation by operation)
-and look only as far into the list as they must.
+DeleteMessageBatch and ChangeMessageVisibilityBatch. Sending, receiving and deleting ten messages takes about 1.5 ms on
+an empty queue and 25 ms on one of 20,000. The functions here answer the same (a test compares them with the originals,
+operation by operation) and look only as far into the list as they must.
 
 On any other version than the one they were written for they stay out: slower, but never wrong.
 """
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 
 class CheapQueues:
-    """The four functions, in the place of the originals of ministack's `sqs` module."""
+    """The five functions, in the place of the originals of ministack's `sqs` module."""
 
     def __init__(self, sqs: Any) -> None:
         self._sqs = sqs
@@ -40,6 +40,7 @@ class CheapQueues:
         sqs._collect_msgs = self.collect
         sqs._dlq_sweep = self.dlq_sweep
         sqs._HANDLERS["DeleteMessageBatch"] = self.delete_batch
+        sqs._HANDLERS["ChangeMessageVisibilityBatch"] = self.change_visibility_batch
 
     def expire_retained(self, queue: Queue) -> None:
         """Once a second: retention is given in minutes or more."""
@@ -95,6 +96,36 @@ class CheapQueues:
             else:
                 answer["Failed"].append(result | _NO_SUCH_HANDLE)
         return answer
+
+    def change_visibility_batch(self, data: dict[str, Any], url: str) -> dict[str, Any]:
+        """One pass for the whole batch, as far as its last message."""
+        queue = self._sqs._get_q(data.get("QueueUrl", url), "sqs:ChangeMessageVisibility")
+        entries = data.get("Entries", [])
+        self._sqs._validate_batch_entries(entries, "ChangeMessageVisibilityBatchRequestEntry")
+        found = _find(queue["messages"], {entry.get("ReceiptHandle", "") for entry in entries} - {None})
+        answer: dict[str, list[dict[str, Any]]] = {"Successful": [], "Failed": []}
+        for entry in entries:
+            result = {"Id": entry.get("Id", "")}
+            if (message := found.get(entry.get("ReceiptHandle", ""))) is None:
+                answer["Failed"].append(result | _NO_SUCH_HANDLE)
+                continue
+            seconds = int(entry.get("VisibilityTimeout", 30))
+            message["visible_at"] = time.time() + seconds
+            if seconds == 0:
+                self._sqs.esm_wake.set()
+            answer["Successful"].append(result)
+        return answer
+
+
+def _find(messages: list[Message], handles: set[str]) -> dict[str, Message]:
+    """The messages with these receipt handles, by handle."""
+    found: dict[str, Message] = {}
+    for message in messages:
+        if message["receipt_handle"] in handles:
+            found[message["receipt_handle"]] = message
+            if len(found) == len(handles):
+                break
+    return found
 
 
 def _remove(messages: list[Message], handles: set[str]) -> set[str]:

@@ -12,11 +12,32 @@ import msgspec
 from spillway.errors import SpillwayError
 
 
+class WorkerLogin(msgspec.Struct, kw_only=True, frozen=True):
+    """How the workers reach the database. `password` is the role's own; through a proxy they sign tokens instead.
+
+    `proxy` is whether host and port are the RDS Proxy's; `ca_file` verifies its certificate. `access_key` and
+    `secret_key` are what the functions sign their IAM tokens with.
+    """
+
+    proxy: bool
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str
+    ca_file: str | None = None
+    access_key: str = ""
+    secret_key: str = ""
+    session_token: str | None = None
+
+
 class StackState(msgspec.Struct, kw_only=True, frozen=True):
     """A running local stack. `queues` and `dead_letter_queues` map a worker's name to a queue URL.
 
     `started_at` is seconds since the epoch. `pid` is the process that owns the stack. `proxy_admin_url` is where the
-    RDS Proxy's metrics are, None where the workers connect to the database directly.
+    RDS Proxy's metrics are, None where the workers connect to the database directly. `functions` maps a worker's name,
+    scheduled ones included, to its function's; the function's log is <log_dir>/<function>.log. `template` is the file
+    that the stack was made of, `parameters` what its parameters are here, as text.
     """
 
     pid: int
@@ -28,6 +49,10 @@ class StackState(msgspec.Struct, kw_only=True, frozen=True):
     started_at: float
     log_dir: str
     proxy_admin_url: str | None = None
+    functions: dict[str, str] = {}
+    login: WorkerLogin | None = None
+    template: str = ""
+    parameters: dict[str, str] = {}
 
 
 class _Stored(StackState, kw_only=True, frozen=True):

@@ -66,7 +66,7 @@ def test_demo_of_another_seed_kept_to_look_at(cli: CommandLine) -> None:
     assert shown.count("\nok ") == 6
     status = cli.run("status")
     assert status.returncode == 0, status.stdout
-    assert re.search(r"^orders +0 +0 +80$", status.stdout, re.MULTILINE), status.stdout
+    assert re.search(r"^orders +0 +0 +- +80 +Enabled +0 of \d+$", status.stdout, re.MULTILINE), status.stdout
     demo.send_signal(signal.SIGINT)
     assert demo.wait(30) == 0, cli.output(demo)
     assert "Traceback" not in cli.output(demo)
@@ -161,7 +161,7 @@ def test_up_serves_other_terminals(cli: CommandLine, tmp_path: Path) -> None:
     assert use["borrow_p99_s"] is not None
     assert (use["pinned"], use["pinned_total"], use["borrow_timeouts"]) == (0, 0, 0)
     table = cli.run("status").stdout
-    assert re.search(r"^orders +0 +0 +0$", table, re.MULTILINE), table
+    assert re.search(r"^orders +0 +0 +- +0 +Enabled +0 of \d+$", table, re.MULTILINE), table
     assert re.search(
         r"^RDS Proxy +client connections [1-9]\d*, database connections [1-9]\d* of 20$", table, re.MULTILINE
     ), table
@@ -258,7 +258,8 @@ def test_up_ended_otherwise_leaves_nothing(cli: CommandLine, number: signal.Sign
     status = cli.run("status")
     assert (status.returncode, status.stdout) == (
         1,
-        "spillway: No local stack is running.\nStart one with `spillway up`.\n",
+        "spillway: No local stack is running, and no stack on AWS is named.\n"
+        "Start one with `spillway up`, or name a deployed one with --stack or SPILLWAY_STACK.\n",
     )
 
 
@@ -288,5 +289,5 @@ def test_up_keeps_its_data_where_it_is_told_to(cli: CommandLine) -> None:
 def test_without_a_stack_commands_say_so(cli: CommandLine, command: list[str]) -> None:
     result = cli.run(*command)
     assert result.returncode == 1
-    assert "no local stack is running." in result.stdout.lower()
+    assert "no local stack is running" in result.stdout.lower()
     assert result.stdout.count("\n") == 2, "a sentence, and what to do"

@@ -420,7 +420,7 @@ def test_debug_shows_where_it_happened(cli: CommandLine) -> None:
         result = cli.run(*command, env=env)
         assert result.returncode == 1
         assert result.stdout.startswith("Traceback")
-        assert "spillway: No local stack is running.\n" in result.stdout
+        assert "spillway: No local stack is running, and no stack on AWS is named.\n" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ BIN = Path(sys.executable).parent
 NAME, SINGULAR = "toy_boats", "toy_boat"
 LONG, LONG_SINGULAR = "extraordinarily_named_vehicles", "extraordinarily_named_vehicle1"
 #: Neither is part of a checkout, nor what takes long to copy.
-LEFT_OUT = (".git", ".venv", ".aws-sam", ".hypothesis", ".pytest_cache", ".ruff_cache", "__pycache__", "node_modules")
+LEFT_OUT = (
+    *(".git", ".venv", ".venv-checkov", ".aws-sam", ".hypothesis", ".pytest_cache", ".ruff_cache"),
+    *("__pycache__", "node_modules"),
+)
 NEW = {
     "events/samples/toy_boat_created.subject_mismatch.json",
     "events/samples/toy_boats.single.json",

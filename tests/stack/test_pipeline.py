@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from spillway.dead_letters import original_attributes, reasons_of
-from spillway.demo import examine, peek_all
+from spillway.demo import examine
+from spillway.dlq.reading import read_all
 from spillway.histories.orders import generate, read_rows
 from spillway.histories.orders_poison import POISON
 from spillway.packing import Prepared
@@ -103,7 +103,7 @@ class Orders:
         until(lambda: self.in_queue() == 0 and self.mapping.stats.in_flight_messages == 0, "the queue to be empty")
 
     def dead_letters(self) -> Counter[str]:
-        return Counter(letter["Body"] for letter in peek_all(self.stack.client, self.dead_letter_url))
+        return Counter(letter.body for letter in read_all(self.stack.client, self.dead_letter_url))
 
     def check(self, history: OrdersHistory) -> None:
         """Nothing lost, nothing applied twice, only poison dead-lettered: what must hold after any fault.
@@ -531,16 +531,16 @@ def test_a_dead_letter_is_the_message_itself_with_the_reason(tmp_path: Path) -> 
             answer = client.send_message(QueueUrl=orders.url, MessageBody=body, MessageAttributes=attributes)
             sent[answer["MessageId"]] = (kind, body, attributes)
         orders.drain()
-        letters = peek_all(client, orders.dead_letter_url)
+        letters = read_all(client, orders.dead_letter_url)
         queue_arn = orders.mapping.config.queue_arn
     assert len(letters) == len(sent) == len(POISON)
     seen = set()
     for letter in letters:
-        reasons = reasons_of(letter)
+        reasons = letter.reasons
         kind, body, own_attributes = sent[reasons["message-id"]]
         seen.add(kind)
-        assert letter["Body"].encode() == body.encode(), kind
-        assert original_attributes(letter) == own_attributes, kind
+        assert letter.body.encode() == body.encode(), kind
+        assert letter.own_attributes == own_attributes, kind
         assert reasons["reason"] == POISON[kind].reason, kind
         assert POISON[kind].detail in reasons["detail"], kind
         assert reasons["source-queue"] == queue_arn

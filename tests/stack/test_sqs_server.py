@@ -181,11 +181,11 @@ class Player:
     def show(self, url: str, rng: random.Random) -> object:
         handles = rng.choices(range(len(self.handles)), k=rng.randint(1, 10))
         entries: Any = [
-            {"Id": str(n), "ReceiptHandle": self.handles[handle], "VisibilityTimeout": 0}
+            {"Id": str(n), "ReceiptHandle": self.handles[handle], "VisibilityTimeout": rng.choice([0, 0, 0, 600])}
             for n, handle in enumerate(handles)
         ]
         answer = self.sqs.change_message_visibility_batch(QueueUrl=url, Entries=entries)
-        return [e["Id"] for e in answer.get("Successful", [])]
+        return [e["Id"] for e in answer.get("Successful", [])], answer.get("Failed", [])
 
     def counts(self, url: str, rng: random.Random) -> object:
         answer = self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from spillway.cli import app
 from spillway.rdsproxy import faults, metrics
@@ -37,17 +39,23 @@ def test_named_make_targets_and_commands_exist(document: Path) -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for command in re.findall(r"(?:`|/)spillway ([a-z]+)", text):
+    for command in re.findall(r"(?:`|/|^)spillway ([a-z][a-z-]*)", text, re.MULTILINE):
         assert command in commands(), command
+    for group, command in re.findall(r"(?:`|/|^)spillway (dlq|rdsproxy|new) ([a-z][a-z-]*)", text, re.MULTILINE):
+        assert command in commands(group), f"{group} {command}"
 
 
-def commands() -> set[str]:
-    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    return names | {group.name for group in app.registered_groups if group.name}
+def commands(group: str = "") -> set[str]:
+    program = get_command(app)
+    assert isinstance(program, TyperGroup)
+    if group:
+        program = program.commands[group]
+        assert isinstance(program, TyperGroup)
+    return set(program.commands)
 
 
 def test_the_readme_lists_every_command() -> None:
-    assert set(re.findall(r"^\| `spillway ([a-z]+)` \|", README, re.MULTILINE)) == commands()
+    assert set(re.findall(r"^\| `spillway ([a-z-]+)` \|", README, re.MULTILINE)) == commands()
 
 
 def test_every_metric_is_explained() -> None:

@@ -1,0 +1,1 @@
+"""What a fleet is doing now: read from the local stack or from AWS, and shown on one screen."""
