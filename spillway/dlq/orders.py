@@ -11,6 +11,7 @@ from spillway.contracts import contract_of
 from spillway.dlq.edits import Editor, edit_of
 from spillway.dlq.filters import Filter
 from spillway.dlq.pieces import MAX_LETTERS
+from spillway.dlq.redrive import THREADS
 from spillway.dlq.verdicts import TIMEOUT_S
 from spillway.errors import SpillwayError
 from spillway.packing import MAX_BATCH_ENTRIES
@@ -18,6 +19,10 @@ from spillway.packing import MAX_BATCH_ENTRIES
 if TYPE_CHECKING:
     from spillway.dlq.destination import Destination
     from spillway.dlq.records import RunRecord
+
+
+#: Letters a second that one thread carries on AWS, too.
+SLOW = 100
 
 
 class OtherOrders(SpillwayError):
@@ -46,9 +51,14 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         return None if edit is None else Editor(edit, contract_of(self.contract))
 
     @property
+    def threads(self) -> int:
+        """Threads that carry pieces: one is enough for a low rate."""
+        return 1 if self.rate is not None and self.rate <= SLOW else THREADS
+
+    @property
     def piece_letters(self) -> int:
-        """Letters of a piece: below 200 a second fewer, so that they leave twice a second rather than all at once."""
-        return MAX_LETTERS if self.rate is None else max(1, min(MAX_LETTERS, int(self.rate / 2)))
+        """Letters of a piece: under a rate so few that each thread sends twice a second, rather than many at once."""
+        return MAX_LETTERS if self.rate is None else max(1, min(MAX_LETTERS, int(self.rate / (2 * self.threads))))
 
     @property
     def burst(self) -> int:

@@ -53,7 +53,7 @@ class _Piece:
 
 
 class Redrive:
-    """One run. `work` does it; `stop` lets it end after the pieces that are on their way.
+    """One run. `work` does it; `stop`, or `asked_to_stop`, lets it end after the pieces that are on their way.
 
     `arrived_by`: see Intake. `fifo` says whether the dead-letter queue is, `to_fifo` whether the destination is.
     """
@@ -74,6 +74,7 @@ class Redrive:
         bucket: TokenBucket | None = None,
         piece_letters: int = MAX_LETTERS,
         threads: int = THREADS,
+        asked_to_stop: threading.Event | None = None,
     ) -> None:
         self._holder = holder
         self._sender = sender
@@ -92,7 +93,8 @@ class Redrive:
         #: FIFO: message groups of which a letter stays, and those with a canary on its way.
         self._blocked: set[str] = set()
         self._on_trial: dict[str, Cause] = {}
-        self._stopping = False
+        self._stopped = False
+        self._asked_to_stop = asked_to_stop or threading.Event()
         before = run.count(SENT) + run.count(DELETED)
         self.tally = Tally(redriven=before)
         self._desk = Desk(fifo=fifo, limit=None if limit is None else max(0, limit - before))
@@ -127,6 +129,8 @@ class Redrive:
         try:
             while (alive := [thread for thread in threads if thread.is_alive()]) or self._trials_go_on:
                 alive[0].join(_TICK_S) if alive else time.sleep(_TICK_S)
+                if self._asked_to_stop.is_set():
+                    self.stop()
                 self._guarded(self._tick)
                 on_tick()
         finally:
@@ -138,8 +142,12 @@ class Redrive:
 
     def stop(self) -> None:
         """Let the pieces on their way be the last."""
-        self._stopping = True
+        self._stopped = True
         self._desk.stop()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stopped or self._asked_to_stop.is_set()
 
     @property
     def _trials_go_on(self) -> bool:
@@ -179,7 +187,7 @@ class Redrive:
         self._guarded(self._carry_pieces)
 
     def _carry_pieces(self) -> None:
-        while (work := self._desk.next(idle=True)) is not None:
+        while not self._stopping and (work := self._desk.next(idle=True)) is not None:
             try:
                 piece = self._gather(work)
                 if piece.messages:

@@ -106,11 +106,6 @@ class Run:
         [[count]] = self._journal.rows("SELECT count(*) FROM letters WHERE run = ? AND state = ?", (self.id, state))
         return int(count)
 
-    def note(self, counts: Mapping[str, int]) -> None:
-        """What it came to so far."""
-        with self._journal.transaction() as db:
-            db.execute("UPDATE runs SET counts = ? WHERE id = ?", (text(counts), self.id))
-
     def finish(self, counts: Mapping[str, int], state: str = DONE) -> None:
         """It is over: DONE, INTERRUPTED or FAILED, with what it came to."""
         with self._journal.transaction() as db:

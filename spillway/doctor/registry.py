@@ -150,11 +150,11 @@ def examine(facts: Facts, one: Check) -> Iterator[Finding]:
 
 def _looked(facts: Facts, one: Check) -> Iterator[Finding]:
     where = facts.fleet.name
-    if one.needs is not None and (why := one.needs(facts)):
-        yield skip(where, why)
-        return
     try:
-        yield from one.look(facts)
+        if one.needs is not None and (why := one.needs(facts)):
+            yield skip(where, why)
+        else:
+            yield from one.look(facts)
     except Exception as error:  # one that is broken must not hide what the others found
         yield _could_not_look(where, error)
 

@@ -32,6 +32,10 @@ def find_fleet(stack: str | None = None, region: str | None = None, profile: str
 
     Raises SpillwayError where there is neither, and for what AWS answers instead.
     """
+    # Now, while there is one thread: commands ask for many things side by side, and threads that import it at the same
+    # moment may get half of it ("cannot import name ... from partially initialized module").
+    import boto3  # noqa: F401, PLC0415  (0.2 s; every command that looks for a fleet needs it)
+
     if stack is not None:
         return deployed(stack, region, profile)
     if region or profile:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spillway.stack.processes import Processes
     from tests.conftest import TestDatabase
 
-KILLS = 6
+KILLS = 5
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,3 +232,25 @@ def test_fates_are_read_from_cloudwatch_logs_each_once() -> None:
         # Late, and in front of what was told before.
         stub.add_response("filter_log_events", {"events": [event(0), event(1), event(2)]}, expected)
         assert [fate.message_id for fate in watch.poll()] == ["m0"]
+
+
+def test_what_threads_would_import_at_the_same_moment_is_there_before_they_begin(tmp_path: Path) -> None:
+    """Else two of them may get half of it, as the doctor's areas did now and then."""
+    program = (
+        "import sys\n"
+        "from spillway.errors import SpillwayError\n"
+        "from spillway.fleet.find import find_fleet\n"
+        "assert 'boto3' not in sys.modules\n"
+        "try:\n"
+        "    find_fleet()\n"
+        "except SpillwayError:\n"
+        "    print('boto3.session' in sys.modules and 'botocore.exceptions' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"SPILLWAY_STATE": str(tmp_path / "none.json")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 #: "Done, but some of what was selected stays."
 SOME_STAYED = 3
-#: Letters a second below which one thread is enough.
-_SLOW = 100
 #: Seconds between two looks at a function's log file.
 _LOCAL_POLL_S = 0.2
 
@@ -115,8 +113,6 @@ class Acting:
             update = resources.enter_context(progress("redriving", total, done=work.tally.redriven))
 
             def on_tick() -> None:
-                if stop.is_set():
-                    work.stop()
                 update(work.tally.redriven, _note(work.tally, trials.pending))
 
             tally = work.work(on_tick)
@@ -166,7 +162,8 @@ class Acting:
             limit=orders.limit,
             bucket=bucket,
             piece_letters=orders.piece_letters,
-            threads=1 if orders.rate is not None and orders.rate <= _SLOW else THREADS,
+            asked_to_stop=stop,
+            threads=orders.threads,
         )
 
     def _trials(self, run: Run) -> Trials:
