@@ -30,7 +30,7 @@ from bench.common import (
 )
 from spillway.stack.template import REPOSITORY
 
-ROUNDS, QUICK_ROUNDS = 31, 3
+ROUNDS, QUICK_ROUNDS = 31, 1
 FLOOR, HANDLER = "psycopg", "workers.orders.handler"
 #: What is imported, by the statement that does it, and what of it has to be installed.
 RIVALS = {

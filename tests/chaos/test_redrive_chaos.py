@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spillway.stack.processes import Processes
     from tests.conftest import TestDatabase
 
-KILLS = 5
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

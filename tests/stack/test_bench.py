@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BENCHMARKS = {
     "write_path": ("## Write path", "| batch | (a) Spillway", "peak memory"),
     "cold_start": ("## Cold start", "| workers.orders.handler |", "<= 1.5 x"),
+    "redrive": ("## Redrive", "| server alone |", ">= 0.8 x the server alone"),
     "stack": ("## The local stack", "| SQS server alone |", ">= 700 messages/s"),
 }
 
