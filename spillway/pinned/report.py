@@ -49,11 +49,12 @@ def screen(report: PinnedReport) -> RenderableType:
     """The report for a terminal of 100 columns."""
     since = f"{report.since.astimezone():%Y-%m-%d %H:%M}"
     now = "unknown" if report.pinned_now is None else f"{report.pinned_now:,}"
-    heading = Text.assemble(("Proxy ", "bold"), f"{report.proxy} of {report.fleet}: {now} connections pinned now")
+    connections = "connection" if report.pinned_now == 1 else "connections"
+    heading = Text.assemble(("Proxy ", "bold"), f"{report.proxy} of {report.fleet}: {now} {connections} pinned now")
     if not report.pins:
         return Lines(heading, Text(f"The log has no pin since {since}.", style="green"))
     much = f"{report.pins:,}" if report.complete else f"at least {report.pins:,} (the latest)"
-    heading.append(f", {much} pins since {since}")
+    heading.append(f", {much} pin{'s' * (report.pins != 1)} since {since}")
     parts: list[RenderableType] = [heading, "", _table(report)]
     if hidden := report.group_count - len(report.groups):
         parts.append(Text(f"and {hidden:,} more kinds: --limit {report.group_count}", style="dim"))

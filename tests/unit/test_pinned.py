@@ -240,6 +240,11 @@ def test_the_screen_fits_and_cannot_be_taken_over() -> None:
     assert "A pin ends when its client disconnects" in text
 
 
+def test_one_of_each_is_not_said_in_the_plural() -> None:
+    one = PinLine(at=NOW, client="1", connection="1", reason=UNTRACKED, statement="set a = $1")
+    assert "1 connection pinned now, 1 pin since" in shown(report(one, pinned_now=1))
+
+
 def test_what_is_left_out_is_said() -> None:
     lines = [
         PinLine(at=NOW, client="1", connection="1", reason=UNTRACKED, statement=f"set a{n} = $1") for n in range(3)
