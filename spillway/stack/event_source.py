@@ -97,6 +97,12 @@ class EventSourceMapping:
         for index in range(self._receivers):
             self._spawn(f"receive-{index}", partial(self._run_receiver, index))
 
+    def stop_receiving(self) -> None:
+        """Begin to stop, and return at once: nothing more is asked of the queue. `stop` is to follow."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
+
     def stop(self, *, drain: bool = True, timeout_s: float = 30.0) -> bool:
         """Stop receiving, wait for what runs, close the environments; return whether everything ended in time.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -127,18 +128,13 @@ class LocalStack:
         if options.docker:
             report("Asking Docker for its network")
             self._bridge = find_bridge()
-        report("Starting PostgreSQL")
-        self.postgres = PostgresServer(
-            self._processes, directory=options.data_dir, port=options.postgres_port, durable=options.durable
-        )
-        self.postgres.start()
-        report("Reading template.yaml")
-        template = translate(options.template)
+        report("Starting PostgreSQL and the SQS server")
+        template = self._start_servers()
         self.fleet = resolve(template, self._parameters())
         report("Migrating the database")
         self._prepare_database()
-        report("Starting the SQS server")
-        self._start_sqs()
+        report("Creating the queues")
+        self._create_queues()
         if options.route == "proxy":
             report("Starting the RDS Proxy")
             self._start_proxy()
@@ -178,6 +174,8 @@ class LocalStack:
         for schedule in self.schedules.values():
             schedule.stop(timeout_s=drain_s)
         self.schedules.clear()
+        for mapping in self.mappings.values():
+            mapping.stop_receiving()  # all of them at once: each may have a poll to wait for
         for mapping in self.mappings.values():
             mapping.stop(drain=False, timeout_s=drain_s)
         self.mappings.clear()
@@ -344,13 +342,27 @@ class LocalStack:
             ensure_roles(admin, login)
             migrate(admin, load())
 
-    def _start_sqs(self) -> None:
-        if self._options.sqs_endpoint:
-            self.endpoint_url = self._options.sqs_endpoint
-        else:
-            self._sqs_server = MinistackServer(self._processes, self._options.sqs_port)
-            self._sqs_server.start()
-            self.endpoint_url = self._sqs_server.endpoint_url
+    def _start_servers(self) -> dict[str, Any]:
+        """Start PostgreSQL and the SQS server, side by side; return the translated template, read meanwhile."""
+        options = self._options
+        self.postgres = PostgresServer(
+            self._processes, directory=options.data_dir, port=options.postgres_port, durable=options.durable
+        )
+        if options.sqs_endpoint is None:
+            self._sqs_server = MinistackServer(self._processes, options.sqs_port)
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                servers = [pool.submit(server.start) for server in (self.postgres, self._sqs_server) if server]
+                template = translate(options.template)
+                for server in servers:
+                    server.result()
+            except BaseException:
+                self._processes.close()  # else a Ctrl-C would wait for servers that do not come up
+                raise
+        self.endpoint_url = options.sqs_endpoint or self._sqs_server.endpoint_url  # type: ignore[union-attr]
+        return template
+
+    def _create_queues(self) -> None:
         self.client = self.sqs_client()
         self._queues = create_queues(self.client, self.fleet)
         self.queue_urls = {logical_id: queue.url for logical_id, queue in self._queues.items()}

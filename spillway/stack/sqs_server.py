@@ -57,6 +57,11 @@ class MinistackServer:
         return f"http://{ports.HOST}:{self.port}"
 
     @property
+    def pid(self) -> int | None:
+        """Its process, once started."""
+        return None if self._popen is None else self._popen.pid
+
+    @property
     def running(self) -> bool:
         """Whether the server process is alive."""
         return self._popen is not None and self._popen.poll() is None

@@ -105,6 +105,7 @@ class Chaos:
         }
         self._store = Database(Settings(**settings))
         self.original: dict[str, str] = {}
+        self._last_said = ""
 
     def run(self, seed: int, kills: int) -> Report:
         """Put the letters, kill redrives, let the last ones live, and check."""
@@ -149,9 +150,10 @@ class Chaos:
         zygote.stdin.flush()
         answer = json.loads(zygote.stdout.readline())
         self.report.ran += 1
+        self._last_said = f"{order} ended with {answer['status']}: {answer['said'][-2000:]}"
         self.report.kills += answer["status"] == KILLED
         if answer["status"] not in (0, 3, KILLED):
-            self.report.violations.append(f"a redrive ended with {answer['status']}: {answer['said'][-2000:]}")
+            self.report.violations.append(f"a redrive {self._last_said}")
             return 0
         return int(answer["status"])
 
@@ -170,7 +172,7 @@ class Chaos:
         for one in dead:
             if one["Body"] not in self._history.broken:
                 reasons = {name: reasons_of(one).get(name) for name in ("reason", "detail", "first-seen")}
-                say(f"a good message is still dead: {one['Body'][:80]} {reasons}")
+                say(f"a good message is still dead: {one['Body'][:80]} {reasons}; the last redrive {self._last_said}")
         bodies = set(self.original.values())
         for names, body in consumer.seen.values():
             if names != OWN.keys():
@@ -288,15 +290,10 @@ def _redrive_once(order: dict[str, Any]) -> int:
             words = ["redrive", order["worker"], "--resume", resumable[0].id]
         else:
             words = ["redrive", order["worker"], "--yes", *(() if order["canary"] else ("--no-canary",))]
-        app(words, standalone_mode=False)
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    except BaseException as error:
-        if type(error).__name__ == "Exit":
-            return int(error.exit_code)  # type: ignore[attr-defined]
+        return int(app(words, standalone_mode=False) or 0)
+    except BaseException:
         traceback.print_exc()
         return 1
-    return 0
 
 
 def redrive_chaos(

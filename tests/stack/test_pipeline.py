@@ -98,6 +98,26 @@ class Orders:
         assert row
         return int(row[0])
 
+    def make_writes_last(self, seconds: float) -> None:
+        """Every batch's statement takes so much longer."""
+        self.admin.execute(
+            "CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END$$;"
+            "CREATE TRIGGER dawdle AFTER INSERT ON spillway.orders EXECUTE FUNCTION public.dawdle()"
+        )
+
+    @contextmanager
+    def sqs_frozen(self) -> Iterator[None]:
+        """Nothing that is sent to the SQS server gets an answer meanwhile."""
+        server = self.stack._sqs_server
+        assert server is not None
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
     def drain(self) -> None:
         """Wait until the queue is empty and nothing is in flight."""
         until(lambda: self.in_queue() == 0 and self.mapping.stats.in_flight_messages == 0, "the queue to be empty")
@@ -229,12 +249,8 @@ def environments_killed_at_random_moments(directory: Path) -> None:
     rng = random.Random(1)
     history = generate(600, seed=1, poison=0, duplicates=0.1)
     with orders_stack(directory, QUICK, SMALL_BATCHES, **PARAMETERS) as orders:
-        # Longer writes, so that a kill mostly meets one.
-        orders.admin.execute(
-            "CREATE FUNCTION public.dawdle() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END$$;"
-            "CREATE TRIGGER dawdle AFTER INSERT ON spillway.orders EXECUTE FUNCTION public.dawdle()"
-        )
+        # So that a kill mostly meets a write.
+        orders.make_writes_last(0.05)
         orders.send(history.messages)
         while (crashes := orders.mapping.stats.batches_by_reason["crash"]) < 6 and orders.in_queue():
             if alive := environments(orders.mapping):
@@ -249,12 +265,15 @@ def environments_killed_at_random_moments(directory: Path) -> None:
 def a_batch_killed_between_its_commit_and_its_report_changes_nothing_again(directory: Path) -> None:
     history = generate(100, seed=4, poison=0.1, duplicates=0)
     with orders_stack(directory, QUICK, **PARAMETERS) as orders:
+        # Time to freeze the SQS server before the commit: after it, the batch waits there to send its dead letters.
+        orders.make_writes_last(0.5)
         orders.send(history.messages)
-        # After the commit, a cold worker that has poison imports an SDK: a third of a second.
-        until(lambda: orders.claimed() == 90, "the commit")
-        for environment in environments(orders.mapping):
-            environment.kill()
-        until(lambda: orders.mapping.stats.batches_by_reason["crash"] == 1, "the batch to crash")
+        until(lambda: orders.mapping.stats.received == 100, "the messages to be with the worker")
+        with orders.sqs_frozen():
+            until(lambda: orders.claimed() == 90, "the commit")
+            for environment in environments(orders.mapping):
+                environment.kill()
+            until(lambda: orders.mapping.stats.batches_by_reason["crash"] == 1, "the batch to crash")
         assert orders.mapping.stats.succeeded == 0
         orders.drain()
         orders.check(history)
@@ -288,6 +307,8 @@ def postgresql_restarted_while_messages_flow(directory: Path, route: Route = "pr
     history = generate(900, seed=5, poison=0.02, duplicates=0.05)
     thirds = [history.messages[start : start + 300] for start in range(0, 900, 300)]
     with orders_stack(directory, QUICK, SMALL_BATCHES, route=route, **PARAMETERS) as orders:
+        # So that a restart meets some.
+        orders.make_writes_last(0.05)
         for third, mode in zip(thirds, modes, strict=True):
             before = orders.claimed()
             orders.send(third)
