@@ -46,8 +46,9 @@ lint: $(VENV)/.dev-installed ## Check style, types, generated files, and that no
 	$(BIN)/spillway pins workers spillway
 
 PYTEST = $(BIN)/python -m pytest $(PYTEST_ARGS)
-# Two at a time, each with servers of its own: these tests wait more than they work.
+# Several at a time, each with servers of its own; the slow ones wait more than they work, so more of them than cores.
 PARALLEL ?= -n 2 --dist worksteal
+WAITING ?= -n 3 --dist worksteal
 
 .PHONY: unit
 unit: $(VENV)/.dev-installed ## Run the tests without I/O
@@ -59,15 +60,15 @@ template: $(VENV)/.dev-installed $(CHECKOV_VENV)/.installed ## Validate, lint an
 
 .PHONY: integration
 integration: $(VENV)/.dev-installed ## Run the tests on PostgreSQL
-	$(PYTEST) $(PARALLEL) tests/integration
+	$(PYTEST) $(WAITING) tests/integration
 
 .PHONY: stack
 stack: $(VENV)/.dev-installed ## Run the tests on the whole local stack
-	$(PYTEST) $(PARALLEL) tests/stack
+	$(PYTEST) $(WAITING) tests/stack
 
 .PHONY: chaos-short
 chaos-short: $(VENV)/.dev-installed ## Run the short part of the chaos suite, the same faults every time (about a minute)
-	$(PYTEST) tests/chaos
+	$(PYTEST) $(PARALLEL) tests/chaos
 
 # DOCKER=if-possible, for CI: installs Docker where it is missing and that is possible, and skips where it is not.
 DOCKER ?= required

@@ -6,41 +6,56 @@ import logging
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import NoReturn
 
 import typer
 
 from spillway.aws_errors import explained
-from spillway.commands.demo import demo
-from spillway.commands.dlq import app as dlq
-from spillway.commands.doctor import doctor
-from spillway.commands.drill import failover_drill
-from spillway.commands.generate import generate
-from spillway.commands.migrate import migrate
-from spillway.commands.new import app as new
-from spillway.commands.pinned import pinned
-from spillway.commands.pins import pins
-from spillway.commands.rdsproxy import app as rdsproxy
-from spillway.commands.send import send
-from spillway.commands.status import status
-from spillway.commands.up import up
 from spillway.errors import SpillwayError
 from spillway.interrupts import INTERRUPTED
 from workers.runtime.failures import WorkerError
 
-app = typer.Typer(
-    help="Spillway: SQS events into PostgreSQL through Lambda, whole batches at a time. "
-    "With --debug anywhere, errors show their traceback.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,
-)
-for command in (demo, up, send, status, doctor, failover_drill, pinned, migrate, generate, pins):
-    app.command()(command)
-app.add_typer(dlq, name="dlq")
-app.add_typer(rdsproxy, name="rdsproxy")
-app.add_typer(new, name="new")
+#: Where every command is, below spillway.commands, in the order of the help; `app` is a group of commands.
+COMMANDS = {
+    "demo": "demo:demo",
+    "up": "up:up",
+    "send": "send:send",
+    "status": "status:status",
+    "doctor": "doctor:doctor",
+    "failover-drill": "drill:failover_drill",
+    "pinned": "pinned:pinned",
+    "migrate": "migrate:migrate",
+    "generate": "generate:generate",
+    "pins": "pins:pins",
+    "dlq": "dlq:app",
+    "rdsproxy": "rdsproxy:app",
+    "new": "new:app",
+}
+
+
+def program(asked: str | None = None) -> typer.Typer:
+    """The command line with the command that was asked for, or with all of them if there is no such.
+
+    Only the one is imported: the others would take longer than most commands do.
+    """
+    app = typer.Typer(
+        help="Spillway: SQS events into PostgreSQL through Lambda, whole batches at a time. "
+        "With --debug anywhere, errors show their traceback.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+    )
+    app.callback()(lambda: None)  # else typer takes an only command for the program itself
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        module, _, attribute = COMMANDS[name].partition(":")
+        command = getattr(import_module(f"spillway.commands.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def main() -> NoReturn:
@@ -50,8 +65,9 @@ def main() -> NoReturn:
     if not debug:
         # Else Python prints every library's warnings to the terminal; what matters is in the error that we explain.
         logging.getLogger().addHandler(logging.NullHandler())
+    words = [argument for argument in arguments if argument != "--debug"]
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="spillway")
+        program(words[0] if words else None)(words, prog_name="spillway")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:

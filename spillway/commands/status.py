@@ -67,7 +67,7 @@ def status(
     read = partial(_read, _reader(fleet), stack=stack, region=region, profile=profile)
     console = screens.console()
     if watch:
-        # Not above: what it needs takes 0.1 s, and every command imports this module.
+        # Not above: what it needs takes 0.1 s.
         from spillway.status.watch import watch as look_again  # noqa: PLC0415
 
         with interrupts() as stop:

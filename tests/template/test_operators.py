@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from spillway import aws_permissions
 from spillway.aws_errors import missing_action
-from spillway.cli import app
+from spillway.cli import program
 from spillway.stack.template import ACCOUNT, REGION, REPOSITORY
 from tests.template.cloud import FLEET, Call, Cloud, arn, calls_of
 from tests.template.resolved import resolved, statements, template
@@ -319,7 +319,7 @@ def test_a_command_calls_what_its_policies_allow(line: str, cloud: Cloud, tmp_pa
     given = tmp_path / "given.jsonl"
     given.write_text('{"message_id": "m", "body": "b"}\n')
     words = line.format(file=tmp_path / "made.jsonl", given=given).split()
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(program(), words)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert result.exit_code in ((0, 1) if words[0] == "doctor" else (0,)), result.output
 

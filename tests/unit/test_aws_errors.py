@@ -349,5 +349,8 @@ def test_what_keeps_a_client_from_being_made(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_command_that_asks_nothing_does_not_load_boto3() -> None:
-    code = "import sys, spillway.cli; sys.exit(bool({'boto3', 'botocore.exceptions'} & set(sys.modules)))"
+    code = (
+        "import sys, spillway.cli; spillway.cli.program();"
+        " sys.exit(bool({'boto3', 'botocore.exceptions'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from spillway.cli import app
+from spillway.cli import program
 from spillway.rdsproxy import faults, metrics
 from spillway.stack.template import REPOSITORY
 from workers.runtime import dead_letters, telemetry
@@ -46,12 +46,12 @@ def test_named_make_targets_and_commands_exist(document: Path) -> None:
 
 
 def commands(group: str = "") -> set[str]:
-    program = get_command(app)
-    assert isinstance(program, TyperGroup)
+    shown = get_command(program())
+    assert isinstance(shown, TyperGroup)
     if group:
-        program = program.commands[group]
-        assert isinstance(program, TyperGroup)
-    return set(program.commands)
+        shown = shown.commands[group]
+        assert isinstance(shown, TyperGroup)
+    return set(shown.commands)
 
 
 def test_the_readme_lists_every_command() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from spillway.cli import app
+from spillway.cli import program
 from spillway.commands import doctor as command
 from spillway.doctor import facts as facts_module
 from spillway.doctor import registry
@@ -324,7 +324,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def doctor(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["doctor", *arguments])
+    return CliRunner().invoke(program(), ["doctor", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_the_shell_completes_checks_and_areas(words: str, completed: list[str]) 
         "COMP_WORDS": f"spillway {words}",
         "COMP_CWORD": str(len(words.split())),
     }
-    result = CliRunner().invoke(app, [], env=env, prog_name="spillway")
+    result = CliRunner().invoke(program(), [], env=env, prog_name="spillway")
     assert result.output.split() == completed
 
 

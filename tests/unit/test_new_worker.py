@@ -11,7 +11,7 @@ import pytest
 from samcli.yamlhelper import yaml_parse
 from typer.testing import CliRunner
 
-from spillway.cli import app
+from spillway.cli import program
 from spillway.errors import SpillwayError
 from spillway.scaffold import worker
 from spillway.scaffold.fleet import MAX_WIDTH, with_worker
@@ -309,14 +309,14 @@ def test_or_nothing(
 
 
 def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["new", "worker", "toy_boats", "--root", str(tmp_path)])
+    result = CliRunner().invoke(program(), ["new", "worker", "toy_boats", "--root", str(tmp_path)])
     assert isinstance(result.exception, SpillwayError)
     assert "is not a checkout of Spillway" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_its_help_says_what_there_is_no_template_for() -> None:
-    text = " ".join(CliRunner().invoke(app, ["new", "worker", "--help"]).output.split())
+    text = " ".join(CliRunner().invoke(program(), ["new", "worker", "--help"]).output.split())
     for folder in re.findall(r"workers/\w+", text):
         assert (REPOSITORY / folder).is_dir(), folder
     assert "FIFO" in text

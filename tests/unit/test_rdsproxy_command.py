@@ -394,11 +394,11 @@ def test_nothing_pinned_is_said_so(fake: type[FakeProxy]) -> None:
 
 
 def test_it_is_a_command_of_spillway() -> None:
-    result = CliRunner().invoke(cli.app, ["rdsproxy", "-h"])
+    result = CliRunner().invoke(cli.program(), ["rdsproxy", "-h"])
     assert result.exit_code == 0
     assert "--max-connections-percent" in result.output
     for name in ("fault", "watch"):
-        result = CliRunner().invoke(cli.app, ["rdsproxy", name, "-h"])
+        result = CliRunner().invoke(cli.program(), ["rdsproxy", name, "-h"])
         assert "--admin-url" in result.output
 
 
