@@ -505,21 +505,36 @@ FAULTS = [
 ]
 
 
+class Ahead:
+    """Runs those that were asked for, some ahead of the one that is waited for: not all, or each process of a test run
+    that is spread over several would run them all."""
+
+    AT_ONCE = 3
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, wanted: list[Callable[[Path], None]], make: Callable[[], Path]
+    ) -> None:
+        self._pool, self._wanted, self._make = pool, wanted, make
+        self._running: dict[Callable[[Path], None], Future[None]] = {}
+
+    def result(self, fault: Callable[[Path], None]) -> None:
+        first = self._wanted.index(fault)
+        for one in self._wanted[first : first + self.AT_ONCE]:
+            if one not in self._running:
+                self._running[one] = self._pool.submit(one, self._make())
+        self._running[fault].result()
+
+
 @pytest.fixture(scope="module")
-def faults(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[None]]]:
-    """Those that were asked for, running."""
-    wanted = {item.callspec.params.get("fault") for item in request.session.items if hasattr(item, "callspec")}
-    with ThreadPoolExecutor(3) as pool:
-        yield {
-            fault.__name__: pool.submit(fault, tmp_path_factory.mktemp("fault")) for fault in FAULTS if fault in wanted
-        }
+def ahead(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ahead]:
+    asked = {item.callspec.params.get("fault") for item in request.session.items if hasattr(item, "callspec")}
+    with ThreadPoolExecutor(Ahead.AT_ONCE) as pool:
+        yield Ahead(pool, [fault for fault in FAULTS if fault in asked], lambda: tmp_path_factory.mktemp("fault"))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_nothing_is_lost_or_applied_twice(fault: Callable[[Path], None], faults: dict[str, Future[None]]) -> None:
-    faults[fault.__name__].result()
+def test_nothing_is_lost_or_applied_twice(fault: Callable[[Path], None], ahead: Ahead) -> None:
+    ahead.result(fault)
 
 
 def test_a_proxy_that_dies_is_named(tmp_path: Path) -> None:
