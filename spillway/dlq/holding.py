@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 HOLD_S = 120
 #: Long polls without a letter, in a row, before a queue on AWS counts as read: one alone may miss some.
 EMPTY_POLLS = 3
+#: Messages of a queue that SQS lets all consumers together hold, about ("Amazon SQS standard queue quotas", and the
+#: same for FIFO queues). Beyond them a long poll brings nothing, without an error; as it is "about", no end is believed
+#: from 95 % of them.
+MOST_HELD = 120_000
+_NEARLY = 0.95
 #: Tries of a batch's entries that SQS did not take, and the pause before the second, which doubles.
 TRIES = 5
 PAUSE_S = 0.1
 #: Threads that give back what is held at the end.
 RELEASE_THREADS = 4
+
+
+def shows_no_more(held: int) -> bool:
+    """Whether SQS may have hidden the rest of a queue because `held` of its messages are in somebody's hands."""
+    return held >= MOST_HELD * _NEARLY
 
 
 class Held(NamedTuple):
@@ -43,7 +53,7 @@ class Holder:
     truth. Used as a context manager it gives everything back at the end that is still held, whatever the end is.
 
     A held letter is renewed by `receive`, for as long as SQS allows: twelve hours after it was received. A holder that
-    only waits calls `renew`. At most 120,000 messages of a queue can be held ("SQS message quotas").
+    only waits calls `renew`. SQS lets about `MOST_HELD` messages of a queue be held: see `shows_no_more`.
 
     On a FIFO queue SQS shows no more of a message group for as long as one of its messages is held ("FIFO queue
     message ordering", SQS developer guide): what one receive brought, the first 10 at most, is all that is seen of it.

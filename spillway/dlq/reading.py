@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from spillway.dlq.holding import Holder
+from spillway.dlq.holding import MOST_HELD, Holder, shows_no_more
 from spillway.packing import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
@@ -60,20 +60,26 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
             return "It is empty."
         if self.complete:
             return f"All {self.read:,} were read: the numbers are exact." if self.read > 1 else "It was read."
-        unseen = self.depth.in_flight
-        if self.to_the_end and self.fifo and self.read:
+        if self.to_the_end:
+            return self._end()
+        return f"{self.read:,} of about {self.total:,} were read."
+
+    def _end(self) -> str:
+        """Why SQS shows no more, and yet counts more."""
+        were_read = f"{self.read:,} of about {self.total:,} were read"
+        if shows_no_more(self.read + self.depth.in_flight):
             return (
-                f"{self.read:,} of about {self.total:,} were read: of a FIFO queue SQS shows at most the "
-                "first 10 of each message group."
+                f"{were_read}: SQS shows no more while about {MOST_HELD:,} messages of a queue are held. "
+                "Redrive or discard some first."
             )
-        if self.to_the_end and unseen:
+        if self.fifo and self.read:
+            return f"{were_read}: of a FIFO queue SQS shows at most the first 10 of each message group."
+        if self.depth.in_flight:
             return (
-                f"{self.read:,} of about {self.total:,} were read; the others are in flight: somebody else is reading "
+                f"{were_read}; the others are in flight: somebody else is reading "
                 "or redriving them, or was stopped doing so. Look again in two minutes."
             )
-        if self.to_the_end:
-            return f"All that SQS shows were read: {self.read:,}. It counts about {self.total:,}."
-        return f"{self.read:,} of about {self.total:,} were read."
+        return f"All that SQS shows were read: {self.read:,}. It counts about {self.total:,}."
 
 
 def depth_of(client: SQSClient, queue_url: str) -> Depth:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 #: Bytes of a body that a screen has room for, and refusals.
 MAX_BODY = 1_000
 LISTED = 10
+#: Groups that a screen lists: a queue of hundreds of causes has one that matters more than the others.
+LISTED_GROUPS = 20
 #: A run's details under other names than the journal's, and those that only a machine needs.
 _NAMES = {"canary_s": "canary timeout, s", "edit_with": "edited with"}
 _UNSAID = ("contract", "arrived_by")
@@ -49,13 +51,14 @@ def plan(
     """A dry run. `notes` are sentences, `todo` the command that does it, '' if there is nothing to do."""
     lines: list[RenderableType] = [Text(safe(title), style="bold")]
     lines += [Text(f"  {safe(condition)}", style="dim") for condition in conditions]
-    for group in groups:
+    for group in groups[:LISTED_GROUPS]:
         rows = {"why": _why(group.cause), "what": _what(group.cause)}
         for number, (reason, count) in enumerate(sorted(group.refused.items(), key=lambda one: -one[1])[:LISTED]):
             rows["refused" if number == 0 else " " * number] = Text(f"{count:,}: {safe(reason)}", style="yellow")
         lines += ["", _head(group.key, several(group.count, "letter")), _table(rows)]
         if group.example is not None:
             lines += _change(group.example)
+    lines += _more(sum(group.total for group in groups[LISTED_GROUPS:]), len(groups) - LISTED_GROUPS)
     lines += ["", *(Text(note) for note in notes)]
     if todo:
         lines += ["", Text("Nothing was sent. To do it:"), _command(todo)]
@@ -67,7 +70,7 @@ def outcome(
 ) -> RenderableType:
     """What a redrive came to. `todo` is the next command, '' if there is none."""
     lines: list[RenderableType] = [Text(title, style="bold")]
-    lines += [_outcome_of(group) for group in groups]
+    lines += _outcomes_of(groups)
     lines += _refusals(refusals)
     lines += [Text(note, style="yellow") for note in notes]
     if todo:
@@ -120,7 +123,7 @@ def run_details(
     rows["came to"] = Text(_counts(run.counts) or "nothing")
     lines: list[RenderableType] = [_table(rows, indent="")]
     if groups:
-        lines += ["", Text("groups", style="dim"), *(_outcome_of(group) for group in groups)]
+        lines += ["", Text("groups", style="dim"), *_outcomes_of(groups)]
     if canaries:
         lines += ["", Text("canaries", style="dim")]
         lines += [
@@ -145,6 +148,26 @@ def conditions_of(run: RunRecord) -> list[str]:
 def several(count: int, what: str) -> str:
     """`count` of `what`, in the plural where it is one."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _outcomes_of(groups: Sequence[CauseRecord]) -> list[RenderableType]:
+    if len(groups) > LISTED_GROUPS:  # those that somebody has to look at come first
+        groups = sorted(groups, key=_all_is_well)
+    rest = groups[LISTED_GROUPS:]
+    return [
+        *map(_outcome_of, groups[:LISTED_GROUPS]),
+        *_more(sum(one.stayed + sum(one.letters.values()) for one in rest), len(rest)),
+    ]
+
+
+def _all_is_well(group: CauseRecord) -> bool:
+    return group.stayed == 0 and group.letters.keys() <= {DELETED} and group.verdict in ("", PASSED)
+
+
+def _more(letters: int, groups: int) -> list[RenderableType]:
+    if groups <= 0:
+        return []
+    return ["", Text(f"and {several(letters, 'letter')} in {several(groups, 'more group')}: --json has all")]
 
 
 def _outcome_of(group: CauseRecord) -> RenderableType:

@@ -16,9 +16,11 @@ from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from spillway.commands.dlq import acting, journaled, redriving
+from spillway.dlq import holding
 from spillway.dlq.filters import Filter
 from spillway.dlq.holding import Holder
 from spillway.dlq.journal import Journal
+from spillway.dlq.letters import Letter
 from spillway.dlq.pieces import Sender, outgoing
 from spillway.dlq.records import SENT
 from spillway.dlq.redrive import Redrive
@@ -413,6 +415,35 @@ def test_letters_that_somebody_else_holds_leave_the_run_unfinished(letters: Dead
         assert (status, said["state"], said["counts"]) == (3, "unfinished", {"redriven": 10})
     status, said = document("--resume", "last")
     assert (status, said["state"], said["counts"]) == (0, "done", {"redriven": 20})
+
+
+def test_what_sqs_does_not_show_while_others_are_held_leaves_the_run_unfinished(
+    letters: DeadLetters, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on AWS with 120,000 letters that stay: a long poll brings nothing then, and no error. Here they are 20."""
+    receive, most, one_at_a_time = Holder.receive, 20, threading.Lock()
+
+    def within_the_quota(self: Holder, *_: int) -> list[Letter]:
+        with one_at_a_time:
+            return receive(self, 10) if len(self.held) < most else []
+
+    monkeypatch.setattr(holding, "MOST_HELD", most)
+    monkeypatch.setattr(Holder, "receive", within_the_quota)
+    sure: list[str] = []
+    monkeypatch.setattr(Run, "found_gone", lambda self: sure.append(self.id))
+    letters.put([broken(body) for body in GOOD[:40]], reasons={"reason": "contract"})
+    status, said = document("--yes", "--no-canary", "--reason", "data")
+    assert (status, said["state"], said["counts"]) == (3, "unfinished", {})
+    assert journal.runs()[0].state == "unfinished"
+    status, text = run("--yes", "--no-canary", "--reason", "data")
+    assert status == 3
+    assert "20 letters or so are beyond the" in " ".join(text.split())
+    assert sure == [], "what is not shown is not gone"
+    monkeypatch.setattr(holding, "MOST_HELD", 120_000)
+    monkeypatch.setattr(Holder, "receive", receive)
+    assert document("--resume", "last")[1]["state"] == "done"
+    assert sure == [journal.runs()[0].id]
+    assert letters.depth(letters.dead) == (40, 0)
 
 
 # What SQS refuses.

@@ -226,6 +226,13 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         (Coverage(read=5, depth=Depth(visible=5, in_flight=2), to_the_end=True), False, "are in flight"),
         (Coverage(read=95, depth=Depth(visible=100), to_the_end=True), False, "counts about 100"),
         (Coverage(read=20, depth=Depth(visible=52), to_the_end=True, fifo=True), False, "at most the first 10 of each"),
+        (Coverage(read=119_000, depth=Depth(visible=300_000), to_the_end=True), False, "while about 120,000 messages"),
+        (
+            Coverage(read=60_000, depth=Depth(visible=200_000, in_flight=60_000), to_the_end=True),
+            False,
+            "while about 120,000 messages",
+        ),
+        (Coverage(read=120_000, depth=Depth(visible=120_000), to_the_end=True), True, "All 120,000 were read"),
     ],
 )
 def test_coverage_says_how_sure_the_numbers_are(coverage: Coverage, complete: bool, said: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from spillway.dlq import owner, reports, screens
-from spillway.dlq.holding import Holder
+from spillway.dlq.holding import MOST_HELD, Holder, shows_no_more
 from spillway.dlq.pieces import Sender
 from spillway.dlq.progress import progress
 from spillway.dlq.reading import depth_of
@@ -64,10 +64,15 @@ class RedriveDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Letters that a run could not see: in flight `elsewhere`, or `behind` others of their message groups."""
+    """Letters that a run could not see: in flight `elsewhere`, `behind` others of their message groups, or `beyond`
+    what SQS lets anyone hold."""
 
     elsewhere: int = 0
     behind: int = 0
+    beyond: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.elsewhere or self.behind or self.beyond)
 
 
 class Acting:
@@ -117,9 +122,9 @@ class Acting:
 
             tally = work.work(on_tick)
             unseen = self._unseen(before, holder) if work.at_end else Unseen()
-            if work.at_end and not (unseen.elsewhere or unseen.behind):
+            if work.at_end and not unseen:
                 run.found_gone()
-        state = STOPPED if stop.is_set() else UNFINISHED if unseen.elsewhere else DONE
+        state = STOPPED if stop.is_set() else UNFINISHED if unseen.elsewhere or unseen.beyond else DONE
         counts = self._journal.counts(run.id) | ({"cleared": tally.cleared} if tally.cleared else {})
         run.finish(counts, state)
         self._say(run, state, counts, tally, unseen)
@@ -192,6 +197,7 @@ class Acting:
         return Unseen(
             elsewhere=max(0, elsewhere),
             behind=max(0, after.total - held) if self._worker.fifo and held and not before.in_flight else 0,
+            beyond=after.visible if shows_no_more(held + before.in_flight) else 0,
         )
 
     def _say(self, run: Run, state: str, counts: dict[str, int], tally: Tally, unseen: Unseen) -> None:
@@ -256,6 +262,8 @@ def _notes(counts: dict[str, int], tally: Tally, unseen: Unseen) -> list[str]:
         "arrived meanwhile, and were not looked at.": tally.later,
         "were held by somebody else, or by a redrive that was killed. They show again within two minutes, and are not "
         "done.": unseen.elsewhere,
+        f"or so are beyond the {MOST_HELD:,} that SQS lets be held at a time: it shows none of them while these stay. "
+        "Redrive or discard some first.": unseen.beyond,
         "or so are behind letters that stay, in their message groups, where SQS does not show them.": unseen.behind,
     }
     notes = [f"{reports.several(count, 'letter')} {what}" for what, count in said.items() if count]
