@@ -12,6 +12,7 @@ import msgspec
 
 from spillway.dlq.files import BadLine, End, Entry, Header, Numbered, read_lines
 from spillway.packing import MAX_ATTRIBUTES, MAX_MESSAGE_BYTES, Prepared
+from workers.runtime.failures import Poison
 
 if TYPE_CHECKING:
     import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from spillway.pace import TokenBucket
     from spillway.producer import Producer
     from spillway.send_result import SendError
+    from workers.runtime.envelope import CloudEvent, EventDecoder
 
 #: How many lines of a kind are listed.
 LISTED = 5
@@ -55,7 +57,8 @@ class Message(Prepared, kw_only=True, frozen=True):
 
 @dataclass(slots=True)
 class Checked:
-    """What is in a file. `header` and `end` are None where there is none; `letters` are the good lines."""
+    """What is in a file. `header` and `end` are None where there is none; `letters` are the good lines, and `hopeless`
+    those of them that the worker would dead-letter at once, by the contract that is here."""
 
     sha256: str = ""
     header: Header | None = None
@@ -65,6 +68,8 @@ class Checked:
     reasons: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     first_bad: list[BadLine] = field(default_factory=list)
+    hopeless: int = 0
+    first_hopeless: list[BadLine] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -77,8 +82,8 @@ class Sent:
     stopped: bool = False
 
 
-def check(file: BinaryIO, destination: Destination) -> Checked:
-    """Read every line of `file`, from where it stands; nothing is sent."""
+def check(file: BinaryIO, destination: Destination, decoder: EventDecoder[CloudEvent] | None = None) -> Checked:
+    """Read every line of `file`, from where it stands; nothing is sent. `decoder` is the worker's, if it is asked."""
     start, digest = file.tell(), hashlib.sha256()
     for piece in iter(lambda: file.read(1 << 20), b""):
         digest.update(piece)
@@ -98,7 +103,20 @@ def check(file: BinaryIO, destination: Destination) -> Checked:
                 found.letters += 1
                 found.bytes += line.message.size
                 found.reasons[line.reason] += 1
+                if decoder is not None and (why := _objection(decoder, line.message.body)):
+                    found.hopeless += 1
+                    if len(found.first_hopeless) < LISTED:
+                        found.first_hopeless.append(BadLine(line.number, why))
     return found
+
+
+def _objection(decoder: EventDecoder[CloudEvent], body: str) -> str:
+    """Why a worker would dead-letter `body`, '' if it would not for its form."""
+    try:
+        decoder.decode(body)
+    except Poison as poison:
+        return f"{poison.reason.value}: {poison.detail}"
+    return ""
 
 
 def deliver(

@@ -30,6 +30,7 @@ from spillway.dlq.importing import Destination
 from spillway.dlq.journal import Journal
 from spillway.dlq.letters import Letter, read_letter
 from spillway.errors import SpillwayError
+from spillway.histories.orders import generate
 from spillway.producer import Producer
 from spillway.send_result import SendError, SendResult
 from spillway.stack.state import StackState, write_state
@@ -392,6 +393,28 @@ def test_nothing_is_sent_while_a_line_is_bad(stack: LocalStack, tmp_path: Path) 
         1,
         f"Cannot read {tmp_path / 'none.jsonl'}: No such file or directory.\nName a JSONL file, or - for stdin.",
     )
+
+
+def test_a_dry_run_names_what_the_worker_would_refuse(stack: LocalStack, tmp_path: Path) -> None:
+    good = [message.body for message in generate(3, seed=2, poison=0, duplicates=0).messages]
+    event = json.loads(good[0])
+    event["data"]["items"][0]["quantity"] = 0
+    texts = [good[0], "{", good[1], json.dumps(event), good[2], *["no JSON"] * 4]
+    file = tmp_path / "f.jsonl"
+    file.write_bytes(b"".join(line_of(Entry(message_id="m", body=text)) for text in texts))
+    status, said = run("import", file, "--to", "orders")
+    assert status == 0
+    shown = said[said.index("By the contract") :].splitlines()
+    assert shown[0] == "By the contract that is here, 6 of them would be dead-lettered again:"
+    assert shown[1].startswith(f"  {file}:2: undecodable: ")
+    assert shown[2] == f"  {file}:4: contract: Expected `int` >= 1 - at `$.data.items[0].quantity`"
+    assert shown[-2] == "  and 1 more"
+    assert shown[-1] == "Nothing was sent. Add --yes to send them."
+    said = run("import", file, "--to", "orders", "--json")[1]
+    assert json.loads(said[said.index("{") :])["hopeless"] == 6
+    assert "By the contract" not in run("import", file, "--to", "orders-dlq", "--as-dead-letters")[1]
+    file.write_bytes(b"".join(line_of(Entry(message_id="m", body=text)) for text in good))
+    assert "By the contract" not in run("import", file, "--to", "orders")[1]
 
 
 def test_an_import_that_sqs_refuses_says_why(

@@ -12,7 +12,9 @@ import typer
 from spillway.aws_errors import explained
 from spillway.commands.dlq.transfer import SOME_STAYED, JsonOption, WrongUsage, print_json, progress
 from spillway.commands.files import opened
+from spillway.contracts import CONTRACTS
 from spillway.dlq import importing, owner
+from spillway.dlq.files import BadLine
 from spillway.dlq.importing import Checked, Destination
 from spillway.dlq.journal import Journal
 from spillway.dlq.records import DONE, FAILED
@@ -26,14 +28,15 @@ from spillway.packing import MAX_BATCH_ENTRIES
 from spillway.producer import Producer
 from spillway.rdsproxy.watch import one_line
 from spillway.send_result import SendError
-from workers.runtime.envelope import CloudEvent
+from workers.runtime.envelope import CloudEvent, EventDecoder
 
 #: Threads that send to a standard queue.
 SENDERS = 4
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """What an import came to. `letters` are the file's; a dry run sends nothing and has no `run` in the journal."""
+    """What an import came to. `letters` are the file's; a dry run sends nothing, has no `run` in the journal, and says
+    how many are `hopeless`: the worker's contract refuses them."""
 
     file: str
     sha256: str
@@ -42,6 +45,7 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
     letters: int
     bytes: int
+    hopeless: int = 0
     sent: int = 0
     failed: dict[str, int] = msgspec.field(default_factory=dict)
     interrupted: bool = False
@@ -65,8 +69,9 @@ def import_(
     """Send the messages of a file that `spillway dlq export` wrote.
 
     They go to a worker's queue as they were before they were dead. Without
-    --yes nothing is sent: the file is checked, and what would be sent is
-    counted. Nothing is sent while any line is bad. The lines may have been
+    --yes nothing is sent: the file is checked, what would be sent is
+    counted, and what the worker's contract would refuse is named. Nothing is
+    sent while any line is bad. The lines may have been
     filtered or reordered; a message group (FIFO) is sent in the file's order.
 
     An import that broke off is repeated: an event that took effect does
@@ -92,7 +97,11 @@ def import_(
     destination = Destination(worker.dead_letter_url if as_dead_letters else worker.queue_url, as_dead_letters)
     name = "standard input" if file == "-" else file
     with opened(file) as source:
-        checked = importing.check(source, destination)
+        # A dead-letter queue takes anything, and who says --yes has decided.
+        decoder: EventDecoder[CloudEvent] | None = None
+        if worker.name in CONTRACTS and not (yes or as_dead_letters):
+            decoder = EventDecoder(CONTRACTS[worker.name])
+        checked = importing.check(source, destination, decoder)
         _refuse_bad_lines(checked, name)
         queue = worker.dead_letter_queue if as_dead_letters else worker.queue
         imported = Imported(
@@ -103,13 +112,14 @@ def import_(
             dry_run=not yes,
             letters=checked.letters,
             bytes=checked.bytes,
+            hopeless=checked.hopeless,
         )
         _warn_of_the_file(checked, worker, name)
         if yes and checked.letters:
             source.seek(0)
             with Journal.open() as journal:
                 imported = _import(fleet, journal, source, destination, imported, rate=rate)
-    _say_imported(imported, checked, json=json)
+    _say_imported(imported, checked, name, json=json)
     if imported.interrupted:
         raise typer.Exit(INTERRUPTED)
     if yes and imported.sent < imported.letters:
@@ -194,14 +204,17 @@ def _names_dead_letters(said: str, fleet: Fleet, worker: Worker) -> bool:
 def _refuse_bad_lines(checked: Checked, name: str) -> None:
     if not checked.bad:
         return
-    listed = [f"  {name}:{line.number}: {line.why}" for line in checked.first_bad]
-    if checked.bad > len(listed):
-        listed.append(f"  and {checked.bad - len(listed):,} more")
+    listed = _listed(checked.first_bad, checked.bad, name)
     lines = "1 bad line" if checked.bad == 1 else f"{checked.bad:,} bad lines"
     raise SpillwayError(
         "\n".join([f"Nothing was sent: {name} has {lines}.", *listed]),
         "Expected lines as `spillway dlq export` writes them. Correct them, or take them out.",
     )
+
+
+def _listed(first: list[BadLine], count: int, name: str) -> list[str]:
+    lines = [f"  {name}:{line.number}: {one_line(line.why)}" for line in first]
+    return [*lines, f"  and {count - len(lines):,} more"] if count > len(lines) else lines
 
 
 def _warn_of_the_file(checked: Checked, worker: Worker, name: str) -> None:
@@ -214,7 +227,7 @@ def _warn_of_the_file(checked: Checked, worker: Worker, name: str) -> None:
         typer.echo(f"Note: {end.letters:,} letters were exported; {checked.letters:,} are in {name}.", err=True)
 
 
-def _say_imported(imported: Imported, checked: Checked, *, json: bool) -> None:
+def _say_imported(imported: Imported, checked: Checked, name: str, *, json: bool) -> None:
     if json:
         return print_json(imported)
     if imported.dry_run or not imported.letters:
@@ -222,6 +235,9 @@ def _say_imported(imported: Imported, checked: Checked, *, json: bool) -> None:
         typer.echo(f"Would send {imported.letters:,} {what}, {imported.bytes:,} bytes, to {imported.queue}.")
         for reason, count in checked.reasons.most_common():
             typer.echo(f"  {count:,} {one_line(reason) or 'without a reason'}")
+        if checked.hopeless:
+            typer.echo(f"By the contract that is here, {checked.hopeless:,} of them would be dead-lettered again:")
+            typer.echo("\n".join(_listed(checked.first_hopeless, checked.hopeless, name)))
         if imported.letters:
             typer.echo("Nothing was sent. Add --yes to send them.")
         return None
