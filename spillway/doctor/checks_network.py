@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from spillway.doctor.facts_network import ANYWHERE
 from spillway.doctor.finding import fail, passed, skip, warn
+from spillway.doctor.fixes import set_back
 from spillway.doctor.registry import check, deployed
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 #: Of what the stack makes (infra/network.yaml); a proxy or database of one's own has the parameter DatabasePort.
 DATABASE_PORT = 5432
 HTTPS = 443
+#: By logical id, the roles of functions that are no consumers, and functions that never connect to the database.
+OTHER_ROLES = {"MigrateFunction": "migrator"}
+OUTSIDE = frozenset({"GovernorFunction"})
 #: A gateway or a standby in one zone is gone with it; RDS Proxy takes no fewer either.
 FEWEST_ZONES = 2
 
@@ -116,6 +120,30 @@ def attached_groups(facts: Facts) -> Iterator[Finding]:
             yield fail(name, said, f"aws rds {command}")
         else:
             yield passed(name, f"it is in {own} only")
+
+
+@check("function-network", area="network", needs=deployed)
+def function_network(facts: Facts) -> Iterator[Finding]:
+    """Every function that connects to the database is in the VPC's subnets, and in its own security group alone."""
+    network = facts.network
+    for function in facts.functions.values():
+        if function.logical_id in OUTSIDE:
+            continue
+        role = OTHER_ROLES.get(function.logical_id, "consumers")
+        own = network.groups.get(role)
+        foreign = ", ".join(sorted(set(function.subnets) - network.zones.keys()))
+        if own is None or not network.zones:
+            yield _not_made(facts, role)
+        elif not function.groups:
+            yield fail(function.name, "it is in no VPC, and so reaches neither proxy nor database", set_back(facts))
+        elif set(function.groups) != {own}:
+            others = ", ".join(sorted(set(function.groups) - {own}))
+            said = f"it is in {others}, too, whose rules nobody here looks at"
+            yield fail(function.name, said if own in function.groups else f"it is not in {own}", set_back(facts))
+        elif foreign:
+            yield fail(function.name, f"it is in {foreign}, which is none of the stack's subnets", set_back(facts))
+        else:
+            yield passed(function.name, f"it is in {own} only, and in the stack's subnets")
 
 
 @check("vpc-endpoints", area="network", needs=deployed)

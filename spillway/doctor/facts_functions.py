@@ -24,7 +24,8 @@ class Function:
     """A function: the version that its alias leads to, where it has one. `worker` is '' for one without a queue.
 
     `version` is that version, `weights` are other versions' shares while a rollout is under way. `alias` is None
-    where the function has none and should not. `reserved` is its reserved concurrency, None for none.
+    where the function has none and should not. `reserved` is its reserved concurrency, None for none. `subnets` and
+    `groups` (security groups) are those of its VPC, none for a function in no VPC.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Function:
     version: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
     reserved: int | None = None
+    subnets: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +131,7 @@ def _function(client: Any, name: str, logical_id: str, worker: str, aliased: boo
     qualifier = {"Qualifier": ALIAS} if alias else {}
     found = client.get_function_configuration(FunctionName=name, **qualifier)
     concurrency = client.get_function_concurrency(FunctionName=name)
+    network = found.get("VpcConfig") or {}
     return Function(
         name=name,
         logical_id=logical_id,
@@ -143,6 +147,8 @@ def _function(client: Any, name: str, logical_id: str, worker: str, aliased: boo
         version=alias["FunctionVersion"] if alias else "",
         weights=((alias or {}).get("RoutingConfig") or {}).get("AdditionalVersionWeights", {}),
         reserved=concurrency.get("ReservedConcurrentExecutions"),
+        subnets=tuple(network.get("SubnetIds", ())),
+        groups=tuple(network.get("SecurityGroupIds", ())),
     )
 
 

@@ -154,7 +154,18 @@ def aws() -> Aws:
         fleet=fleet,
         ids=ids,
         parameters=PARAMETERS,
-        functions={name: _function(name) for name in ("orders", "payments")},
+        functions={
+            **{name: _function(name, ids) for name in ("orders", "payments")},
+            "migrate": Function(
+                name=f"{NAME}-migrate",
+                logical_id="MigrateFunction",
+                timeout_s=60,
+                environment={},
+                subnets=_subnets(ids),
+                groups=(ids["MigratorSecurityGroup"],),
+            ),
+            "governor": Function(name=f"{NAME}-governor", logical_id="GovernorFunction", timeout_s=60, environment={}),
+        },
         mappings={name: _mapping(name) for name in ("orders", "payments")},
     )
 
@@ -378,9 +389,20 @@ def _secret(asked: dict[str, Any]) -> dict[str, Any]:
     return checked("secretsmanager", "DescribeSecret", {**found, **rotation})
 
 
-def _function(worker: str) -> Function:
-    environment = {"DATABASE_ROUTE": "proxy", "DATABASE_BORROW_TIMEOUT": "20"}
-    return Function(name=f"{NAME}-{worker}", logical_id=worker, worker=worker, timeout_s=45, environment=environment)
+def _function(worker: str, ids: Mapping[str, str]) -> Function:
+    return Function(
+        name=f"{NAME}-{worker}",
+        logical_id=worker,
+        worker=worker,
+        timeout_s=45,
+        environment={"DATABASE_ROUTE": "proxy", "DATABASE_BORROW_TIMEOUT": "20"},
+        subnets=_subnets(ids),
+        groups=(ids["ConsumerSecurityGroup"],),
+    )
+
+
+def _subnets(ids: Mapping[str, str]) -> tuple[str, ...]:
+    return ids["SubnetA"], ids["SubnetB"]
 
 
 def _mapping(worker: str) -> EventSource:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from moto import mock_aws
 
+from spillway.doctor import checks_network
 from spillway.doctor.facts import Facts
 from spillway.doctor.facts_load import Load, Minute
 from spillway.doctor.facts_network import ROLES
@@ -611,6 +612,46 @@ def test_the_endpoints_of_your_vpc(good: Aws) -> None:
         findings = account.look("vpc-endpoints")
     assert [one.level for one in findings] == [FAIL, FAIL]
     assert {f"--security-group-ids {good.ids['RotatorSecurityGroup']}" in one.fix for one in findings} == {True}
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "said"),
+    [
+        ("orders", {"groups": (), "subnets": ()}, "it is in no VPC"),
+        ("migrate", {"groups": (), "subnets": ()}, "it is in no VPC"),
+        ("orders", {"groups": ("ConsumerSecurityGroup", "sg-9")}, "it is in sg-9, too, whose rules"),
+        ("orders", {"groups": ("sg-9",)}, "it is not in sg-"),
+        ("migrate", {"groups": ("ConsumerSecurityGroup",)}, "it is not in sg-"),
+        ("orders", {"subnets": ("SubnetA", "subnet-9")}, "it is in subnet-9, which is none of the stack's"),
+    ],
+)
+def test_a_function_that_is_not_where_it_belongs(good: Aws, function: str, change: Any, said: str) -> None:
+    ids = {name: tuple(good.ids.get(one, one) for one in named) for name, named in change.items()}
+    moved = replace(good.functions[function], **ids)
+    account = replace(good, functions={**good.functions, function: moved})
+    findings = account.look()
+    assert troubles(findings) == [("function-network", FAIL)]
+    (finding,) = (one for one in findings if one.level is FAIL)
+    assert finding.resource == f"{NAME}-{function}"
+    assert said in finding.said
+    assert "detect-stack-drift" in finding.fix
+
+
+def test_functions_of_a_stack_without_a_network_of_its_own(good: Aws) -> None:
+    findings = good.without("ConsumerSecurityGroup").look("function-network")
+    assert [one.level for one in findings] == [SKIP, SKIP, PASS]
+
+
+def test_which_functions_are_where_is_the_templates() -> None:
+    functions = {
+        name: one["Properties"].get("VpcConfig")
+        for name, one in template("../template")["Resources"].items()
+        if one["Type"] == "AWS::Serverless::Function"
+    }
+    assert {name for name, network in functions.items() if network is None} == checks_network.OUTSIDE
+    consumers = {"Fn::GetAtt": ["Network", "Outputs.ConsumerSecurityGroupId"]}
+    others = {name for name, network in functions.items() if network and network["SecurityGroupIds"] != [consumers]}
+    assert others == checks_network.OTHER_ROLES.keys()
 
 
 def test_the_network_is_the_templates() -> None:

@@ -661,3 +661,13 @@ def test_what_is_no_secret_is_taken_for_none(value: str) -> None:
 @given(st.text("abcXYZ019-_.~%", min_size=1), st.text("abcXYZ019-_.~%", min_size=1))
 def test_every_url_with_a_password_is_one(user: str, password: str) -> None:
     assert list(secrets_in({"URL": f"postgresql://{user}:{password}@host:5432/db"})) == ["URL"]
+
+
+def test_where_a_function_is_in_the_network(fleet: MotoFleet) -> None:
+    network = {"SubnetIds": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"], "VpcId": "vpc-1"}
+    with function(VpcConfig=network)(fleet):
+        functions = Facts(fleet).functions
+    assert (functions[ORDERS].subnets, functions[ORDERS].groups) == (("subnet-1", "subnet-2"), ("sg-1",))
+    others = [one for name, one in functions.items() if name != ORDERS]
+    assert others
+    assert {(one.subnets, one.groups) for one in others} == {((), ())}
