@@ -58,7 +58,8 @@ def plan(
         lines += ["", _head(group.key, several(group.count, "letter")), _table(rows)]
         if group.example is not None:
             lines += _change(group.example)
-    lines += _more(sum(group.total for group in groups[LISTED_GROUPS:]), len(groups) - LISTED_GROUPS)
+    rest = groups[LISTED_GROUPS:]
+    lines += _more(sum(group.total for group in rest), len(rest), "--json")
     lines += ["", *(Text(note) for note in notes)]
     if todo:
         lines += ["", Text("Nothing was sent. To do it:"), _command(todo)]
@@ -156,7 +157,10 @@ def _outcomes_of(groups: Sequence[CauseRecord]) -> list[RenderableType]:
     rest = groups[LISTED_GROUPS:]
     return [
         *map(_outcome_of, groups[:LISTED_GROUPS]),
-        *_more(sum(one.stayed + sum(one.letters.values()) for one in rest), len(rest)),
+        # Not the same command with --json: it would redrive once more.
+        *_more(
+            sum(one.stayed + sum(one.letters.values()) for one in rest), len(rest), "spillway dlq history RUN --json"
+        ),
     ]
 
 
@@ -164,10 +168,10 @@ def _all_is_well(group: CauseRecord) -> bool:
     return group.stayed == 0 and group.letters.keys() <= {DELETED} and group.verdict in ("", PASSED)
 
 
-def _more(letters: int, groups: int) -> list[RenderableType]:
-    if groups <= 0:
+def _more(letters: int, groups: int, where: str) -> list[RenderableType]:
+    if not groups:
         return []
-    return ["", Text(f"and {several(letters, 'letter')} in {several(groups, 'more group')}: --json has all")]
+    return ["", Text(f"and {several(letters, 'letter')} in {several(groups, 'more group')}: {where} has all")]
 
 
 def _outcome_of(group: CauseRecord) -> RenderableType:

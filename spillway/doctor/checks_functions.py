@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from spillway.doctor.facts_functions import ALIAS
+from spillway.doctor.facts_functions import ALIAS, GOVERNOR, MIGRATE
 from spillway.doctor.finding import Finding, fail, passed, skip, warn
 from spillway.doctor.fixes import deploy_again
 from spillway.doctor.registry import check, deployed
@@ -30,9 +30,6 @@ DEPRECATED = {
 }
 #: How long before that a warning begins: AWS's own comes 180 days ahead.
 NOTICE = timedelta(days=180)
-
-#: They do not go the workers' way to the database: one passes the proxy by, one never connects.
-_OTHER_WAY = frozenset({"MigrateFunction", "GovernorFunction"})
 
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|PWD$|SECRET|PRIVATE_KEY|API_?KEY|(?:^|_)TOKEN$")
 _SECRET_VALUE = re.compile(
@@ -145,7 +142,7 @@ def one_route(facts: Facts) -> Iterator[Finding]:
     """All workers reach the database the same way."""
     ways: dict[tuple[str, str], list[str]] = {}
     for function in facts.functions.values():
-        if function.logical_id not in _OTHER_WAY and "DATABASE_HOST" in function.environment:
+        if function.logical_id not in (MIGRATE, GOVERNOR) and "DATABASE_HOST" in function.environment:
             way = function.environment.get("DATABASE_ROUTE", ""), function.environment["DATABASE_HOST"]
             ways.setdefault(way, []).append(function.name)
     if len(ways) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spillway.doctor.facts_functions import GOVERNOR, MIGRATE
 from spillway.doctor.facts_network import ANYWHERE
 from spillway.doctor.finding import fail, passed, skip, warn
 from spillway.doctor.fixes import set_back
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 #: Of what the stack makes (infra/network.yaml); a proxy or database of one's own has the parameter DatabasePort.
 DATABASE_PORT = 5432
 HTTPS = 443
-#: By logical id, the roles of functions that are no consumers, and functions that never connect to the database.
-OTHER_ROLES = {"MigrateFunction": "migrator"}
-OUTSIDE = frozenset({"GovernorFunction"})
 #: A gateway or a standby in one zone is gone with it; RDS Proxy takes no fewer either.
 FEWEST_ZONES = 2
 
@@ -127,9 +125,9 @@ def function_network(facts: Facts) -> Iterator[Finding]:
     """Every function that connects to the database is in the VPC's subnets, and in its own security group alone."""
     network = facts.network
     for function in facts.functions.values():
-        if function.logical_id in OUTSIDE:
+        if function.logical_id == GOVERNOR:
             continue
-        role = OTHER_ROLES.get(function.logical_id, "consumers")
+        role = "migrator" if function.logical_id == MIGRATE else "consumers"
         own = network.groups.get(role)
         foreign = ", ".join(sorted(set(function.subnets) - network.zones.keys()))
         if own is None or not network.zones:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: The alias that a mapping invokes (template.yaml, AutoPublishAlias).
 ALIAS = "live"
+#: Logical ids of those that do not go the workers' way to the database: one passes the proxy by, one never connects.
+MIGRATE, GOVERNOR = "MigrateFunction", "GovernorFunction"
 #: Lambda's name for no resource (API reference, ResourceNotFoundException).
 _MISSING = "ResourceNotFoundException"
 

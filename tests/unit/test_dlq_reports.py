@@ -76,7 +76,7 @@ def test_of_many_groups_those_to_look_at_come_first() -> None:
     ]
     text = outcome_of(well + bad)
     assert keys(text) == [100, 101, 102, 103, 104, *range(MOST - 5)]
-    assert "and 25 letters in 5 more groups" in text
+    assert "and 25 letters in 5 more groups: spillway dlq history RUN --json has all" in text
 
 
 def test_few_groups_stay_in_their_order() -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from moto import mock_aws
 
-from spillway.doctor import checks_network
 from spillway.doctor.facts import Facts
+from spillway.doctor.facts_functions import GOVERNOR, MIGRATE
 from spillway.doctor.facts_load import Load, Minute
 from spillway.doctor.facts_network import ROLES
 from spillway.doctor.facts_proxy import Proxy, Target
@@ -648,10 +648,10 @@ def test_which_functions_are_where_is_the_templates() -> None:
         for name, one in template("../template")["Resources"].items()
         if one["Type"] == "AWS::Serverless::Function"
     }
-    assert {name for name, network in functions.items() if network is None} == checks_network.OUTSIDE
+    assert {name for name, network in functions.items() if network is None} == {GOVERNOR}
     consumers = {"Fn::GetAtt": ["Network", "Outputs.ConsumerSecurityGroupId"]}
     others = {name for name, network in functions.items() if network and network["SecurityGroupIds"] != [consumers]}
-    assert others == checks_network.OTHER_ROLES.keys()
+    assert others == {MIGRATE}
 
 
 def test_the_network_is_the_templates() -> None:
